@@ -1,0 +1,1 @@
+"""Publishers' files -> examples -> Arrow shards. Knows no model."""
