@@ -1,0 +1,42 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format envs
+
+# DeepSpeed looks for ninja, and the rules for palimpsest, on the path.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Threads that spin at a barrier take the core from their neighbours.
+export OMP_WAIT_POLICY := PASSIVE
+export PYTHON
+
+INSTALLED := .venv/.installed
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED)  ## make .venv with the pinned packages (once; a few minutes)
+
+$(INSTALLED): envs/constraints.txt envs/install.sh pyproject.toml
+	@envs/install.sh
+	@touch $@
+
+demo: setup  ## run the demo study and show what was forgotten
+	@snakemake --profile profiles/local
+	@palimpsest show demo
+
+test: setup  ## run the unit and workflow tests
+	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope
+
+lint: setup  ## check code and workflow for mistakes and form
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: setup  ## bring code and workflow into form
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+
+envs: setup  ## render the conda and Apptainer files from envs/constraints.txt
+	@python envs/render.py
