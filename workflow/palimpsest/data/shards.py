@@ -1,0 +1,223 @@
+"""Arrow shards: the one form in which every dataset is kept, written once and memory-mapped.
+
+A dataset is a directory `<task>/<split>/00000.arrow …` with a `<task>/manifest.json` that is
+written last: without a manifest there is no dataset.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from palimpsest.data.example import Example, Rejected, Turn
+from palimpsest.files import read_json, sha256, whole_file, write_json
+
+SCHEMA_VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("turns", pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string())]))),
+        ("references", pa.list_(pa.string())),
+        ("choices", pa.list_(pa.string())),
+        ("box", pa.list_(pa.float64())),
+        ("image_size", pa.list_(pa.int32())),
+    ]
+)
+SHARD_BYTES = 256 * 2**20
+BATCH_ROWS = 256  # rows that are decoded together when one is read
+
+
+class Shards:
+    """The examples of one split, read by index from memory-mapped files.
+
+    Errors: ValueError names the file when the manifest or a shard is missing, truncated, of
+    another size than the manifest says, or of another schema.
+    """
+
+    def __init__(self, dataset: Path, split: str) -> None:
+        manifest = read_manifest(dataset)
+        if split not in manifest["splits"]:
+            known = ", ".join(manifest["splits"])
+            raise ValueError(f"{dataset}/manifest.json: no split {split!r}; there is: {known}")
+        self.dataset, self.split = dataset, split
+        tables = [_open(dataset, shard) for shard in manifest["splits"][split]["shards"]]
+        self.table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: int) -> Example:
+        return to_example({name: self.table[name][index].as_py() for name in SCHEMA.names})
+
+    def __iter__(self) -> Iterator[Example]:
+        for batch in self.table.to_batches(max_chunksize=BATCH_ROWS):
+            yield from map(to_example, batch.to_pylist())
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids in order, without reading a picture."""
+        return self.table["id"].to_pylist()
+
+
+def write_dataset(
+    dataset: Path, splits: dict[str, Iterable[Example | Rejected]], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the shards of every split and then the manifest; return the manifest.
+
+    `about` is kept in the manifest: the task's fingerprint, sources, licence. A rejected record
+    is listed with its file, line and reason; a duplicate id is an error.
+    """
+    (dataset / "manifest.json").unlink(missing_ok=True)
+    manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **about, "splits": {}}
+    for split, records in splits.items():
+        shutil.rmtree(dataset / split, ignore_errors=True)
+        rejected: list[Rejected] = []
+        shards = list(_write_shards(dataset, split, _accepted(records, rejected)))
+        manifest["splits"][split] = {
+            "examples": sum(shard["examples"] for shard in shards),
+            "shards": shards,
+            "rejected": [vars(r) for r in rejected],
+        }
+    write_json(dataset / "manifest.json", manifest)
+    return manifest
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write a single Arrow file of examples outside any dataset, such as a rehearsal buffer."""
+    with (
+        whole_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+    ):
+        writer.write_table(pa.Table.from_pylist([to_row(e) for e in examples], SCHEMA))
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read what `write_examples` wrote."""
+    return [to_example(row) for row in _map(path).to_pylist()]
+
+
+def read_manifest(dataset: Path) -> dict[str, Any]:
+    """Read a dataset's manifest; ValueError when it is missing or of another schema version."""
+    manifest = read_json(dataset / "manifest.json")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{dataset}/manifest.json: schema_version is {manifest['schema_version']}, this "
+            f"version of Palimpsest reads {SCHEMA_VERSION}; remove {dataset} to convert it anew"
+        )
+    return manifest
+
+
+def verify(dataset: Path) -> None:
+    """Compare every shard with the checksum in the manifest; ValueError names the first that differs."""
+    for split in read_manifest(dataset)["splits"].values():
+        for shard in split["shards"]:
+            path = dataset / shard["file"]
+            _check_size(path, shard)
+            if sha256(path) != shard["sha256"]:
+                raise ValueError(
+                    f"{path}: checksum differs from {dataset}/manifest.json; the file was changed "
+                    f"or damaged. Remove {dataset} to convert it anew"
+                )
+
+
+def to_row(example: Example) -> dict[str, Any]:
+    """Return the Arrow row of an example."""
+    return {**vars(example), "turns": [vars(turn) for turn in example.turns]}
+
+
+def to_example(row: dict[str, Any]) -> Example:
+    """Return the example of an Arrow row."""
+    return Example(
+        id=row["id"],
+        image=row["image"],
+        turns=tuple(Turn(**turn) for turn in row["turns"]),
+        references=tuple(row["references"]),
+        choices=tuple(row["choices"]),
+        box=tuple(row["box"]) if row["box"] is not None else None,
+        image_size=tuple(row["image_size"]) if row["image_size"] is not None else None,
+    )
+
+
+def _accepted(
+    records: Iterable[Example | Rejected], rejected: list[Rejected]
+) -> Iterator[Example]:
+    seen: set[str] = set()
+    for record in records:
+        if isinstance(record, Rejected):
+            rejected.append(record)
+        elif record.id in seen:
+            raise ValueError(f"example id {record.id!r} occurs twice; ids must be unique in a split")
+        else:
+            seen.add(record.id)
+            yield record
+
+
+def _write_shards(
+    dataset: Path, split: str, examples: Iterator[Example]
+) -> Iterator[dict[str, Any]]:
+    """Write shards of about SHARD_BYTES in constant memory; yield the manifest entry of each."""
+    batches = _batches(examples)
+    batch = next(batches, None)
+    number = 0
+    while batch is not None:
+        path = dataset / split / f"{number:05}.arrow"
+        count = size = 0
+        with (
+            whole_file(path) as partial,
+            pa.OSFile(str(partial), "wb") as sink,
+            pa.ipc.new_file(sink, SCHEMA) as writer,
+        ):
+            while batch is not None and size < SHARD_BYTES:
+                writer.write_batch(batch)
+                count, size = count + batch.num_rows, size + batch.nbytes
+                batch = next(batches, None)
+        yield {
+            "file": str(path.relative_to(dataset)),
+            "examples": count,
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        number += 1
+
+
+def _batches(examples: Iterator[Example]) -> Iterator[pa.RecordBatch]:
+    while rows := [to_row(example) for example in islice(examples, BATCH_ROWS)]:
+        yield pa.RecordBatch.from_pylist(rows, SCHEMA)
+
+
+def _open(dataset: Path, shard: dict[str, Any]) -> pa.Table:
+    path = dataset / shard["file"]
+    _check_size(path, shard)
+    table = _map(path)
+    if table.num_rows != shard["examples"]:
+        raise ValueError(
+            f"{path}: holds {table.num_rows} examples, the manifest says {shard['examples']}"
+        )
+    return table
+
+
+def _check_size(path: Path, shard: dict[str, Any]) -> None:
+    if not path.exists():
+        raise ValueError(f"{path}: shard is missing; remove {path.parents[1]} to convert it anew")
+    if (size := path.stat().st_size) != shard["bytes"]:
+        raise ValueError(
+            f"{path}: has {size} bytes, the manifest says {shard['bytes']}; the file is truncated "
+            f"or changed. Remove {path.parents[1]} to convert it anew"
+        )
+
+
+def _map(path: Path) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
+        raise ValueError(f"{path}: not a readable Arrow file ({error})") from None
+    if table.schema != SCHEMA:
+        raise ValueError(f"{path}: columns differ from schema version {SCHEMA_VERSION}")
+    return table

@@ -1,0 +1,217 @@
+"""What a study comes to: experiments, the stages they share, the cells that are evaluated.
+
+Pure: reads configuration, touches no result but for `foreign_stages`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from palimpsest.config import (
+    Benchmark,
+    ConfigError,
+    Method,
+    Model,
+    Study,
+    Task,
+    load,
+    one_of,
+)
+from palimpsest.files import fingerprint, read_json
+from palimpsest.lineage import Lineage, Stage
+
+CONFIG = Path("config")
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One matrix: a protocol with one model, method, order and seed, and its stages in order."""
+
+    name: str  # a method preset that is tuned sequentially, or a reference of the study
+    title: str
+    protocol: str  # sequential, direct, joint or zero-shot
+    benchmark: str
+    model: str
+    method: str | None
+    order: str
+    seed: int | None
+    stages: tuple[Stage, ...]  # rows of the matrix; the base comes first where it is row 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with everything that its name implies."""
+
+    name: str
+    study: Study
+    experiments: tuple[Experiment, ...]
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that every stage is evaluated on."""
+        return load(Benchmark, self.study.benchmark, CONFIG).tasks
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage once, bases and parents before those that need them."""
+        found = dict.fromkeys(stage for e in self.experiments for stage in e.stages)
+        return tuple(sorted(found, key=lambda stage: len(stage.lineage.steps)))
+
+    @property
+    def trained(self) -> tuple[Stage, ...]:
+        """The stages that are training jobs: all but the bases."""
+        return tuple(stage for stage in self.stages if stage.parent)
+
+
+def plan(name: str) -> Plan:
+    """Load a study and all that it names; ConfigError before anything is planned."""
+    study = load(Study, name, CONFIG)
+    where = CONFIG / f"{name}.yaml"
+    benchmark = load(Benchmark, study.benchmark, CONFIG)
+    for order in study.orders:
+        _known(order, benchmark.orders, f"{where}: orders", "order")
+    for model in study.models:
+        for method in [*study.methods, *(r.method for r in study.references.values() if r.method)]:
+            _check_batch(model, method)
+    for key, reference in study.references.items():
+        _check_reference(f"{where}: references.{key}", key, study, benchmark)
+    for task in benchmark.tasks:
+        load(Task, task, CONFIG)
+    return Plan(name, study, tuple(_experiments(study)))
+
+
+@cache
+def identity(stage: Stage) -> dict[str, Any]:
+    """Return everything that decides a stage's numbers, the parent's fingerprint included."""
+    model = load(Model, stage.model, CONFIG)
+    if stage.parent is None:
+        return {"model": model.science()}
+    return {
+        "lineage": str(stage.lineage),
+        "seed": stage.seed,
+        "model": model.science(),
+        "method": load(Method, stage.method, CONFIG).science(),
+        "benchmark": load(Benchmark, stage.benchmark, CONFIG).science(),
+        "tasks": {task: load(Task, task, CONFIG).science() for task in stage.lineage.last},
+        "parent": stage_fingerprint(stage.parent),
+    }
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """Return the fingerprint by which a stage's directory, resume state and cells are known."""
+    return fingerprint(identity(stage))
+
+
+def refuse_foreign_stages(stages: tuple[Stage, ...]) -> None:
+    """ConfigError if a finished stage was trained with another config than the present one.
+
+    Nothing is retrained over it: a name stands for one configuration.
+    """
+    for stage in stages:
+        record = stage.directory(RESULTS) / "stage.json"
+        if record.exists():
+            check_record(record, stage)
+
+
+def check_record(record: Path, stage: Stage) -> dict[str, Any]:
+    """Read a stage.json and return it; ConfigError if it is not of this stage and config."""
+    found = read_json(record)
+    if found["fingerprint"] != stage_fingerprint(stage):
+        changes = "\n".join(_differences(found["identity"], identity(stage)))
+        raise ConfigError(
+            f"{record.parent}: this stage was trained with another config:\n{changes}\n"
+            "  Give the changed config a new name to keep both, or remove this directory (and "
+            "those of the stages after it) to train anew."
+        )
+    return found
+
+
+def _experiments(study: Study) -> Iterator[Experiment]:
+    benchmark = load(Benchmark, study.benchmark, CONFIG)
+    for model in study.models:
+        for key, reference in study.references.items():
+            for seed in study.seeds if reference.method else (None,):
+                stages = _reference_stages(study, key, model, seed)
+                yield Experiment(
+                    key, reference.title, reference.protocol,
+                    reference.benchmark or study.benchmark, model, reference.method,
+                    "any", seed, stages,
+                )  # fmt: skip
+        for method in study.methods:
+            title = load(Method, method, CONFIG).title
+            for order in study.orders:
+                for seed in study.seeds:
+                    base = Stage(study.benchmark, model, Lineage())
+                    path = Lineage.sequential(benchmark.orders[order])
+                    stages = tuple(
+                        Stage(study.benchmark, model, prefix, method, seed)
+                        for prefix in path.prefixes
+                    )
+                    yield Experiment(
+                        method, title, "sequential", study.benchmark, model, method,
+                        order, seed, (base, *stages),
+                    )  # fmt: skip
+
+
+def _reference_stages(
+    study: Study, key: str, model: str, seed: int | None
+) -> tuple[Stage, ...]:
+    reference = study.references[key]
+    benchmark = reference.benchmark or study.benchmark
+    tasks = load(Benchmark, benchmark, CONFIG).tasks
+    lineages = {
+        "zero-shot": [Lineage()],
+        "direct": [Lineage.sequential((task,)) for task in tasks],
+        "joint": [Lineage.joint(tasks)],
+    }[reference.protocol]
+    return tuple(Stage(benchmark, model, line, reference.method, seed) for line in lineages)
+
+
+def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -> None:
+    reference = study.references[key]
+    if (reference.protocol == "zero-shot") != (reference.method is None):
+        raise ConfigError(f"{where}: protocol zero-shot, and only it, has no method")
+    if key in study.methods:
+        raise ConfigError(f"{where}: the study has a method of this name; call it otherwise")
+    if reference.benchmark:
+        other = load(Benchmark, reference.benchmark, CONFIG)
+        if other.tasks != benchmark.tasks:
+            raise ConfigError(
+                f"{where}.benchmark: {reference.benchmark!r} has other tasks than "
+                f"{study.benchmark!r}; their cells could not be compared"
+            )
+
+
+def _check_batch(model_name: str, method_name: str) -> None:
+    """ConfigError if micro-batch x ranks x accumulation cannot reach the global batch."""
+    model, method = load(Model, model_name, CONFIG), load(Method, method_name, CONFIG)
+    batch, ranks = method.training.batch, model.resources.world_size
+    micro = min(model.micro_batch, max(1, batch // ranks))
+    if batch % (micro * ranks):
+        reachable = max(1, batch // (micro * ranks)) * micro * ranks
+        raise ConfigError(
+            f"{CONFIG}/methods/{method_name}.yaml: training.batch: {batch} cannot be reached by "
+            f"{ranks} ranks with micro_batch {micro} of {CONFIG}/models/{model_name}.yaml; "
+            f"micro_batch x ranks x accumulation must give it exactly. Nearest: {reachable}"
+        )
+
+
+def _known(name: str, known: Any, where: str, what: str) -> None:
+    try:
+        one_of(name, known, what)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """Yield one line for each setting that differs between two identities."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+    elif old != new:
+        yield f"    {key}: was {old!r}, is {new!r}"
