@@ -1,0 +1,73 @@
+"""LoRA by PEFT, in PEFT's own format: y = Wx + (alpha / rank) B A x (arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.functional import cast_adapter_dtype
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from palimpsest.methods import adapter
+
+_NAME = "default"  # PEFT's name of an only adapter; it stands in parameter names, not in files
+
+
+class Lora(adapter.Adapter):
+    """Rank-limited updates, put into the model in place: its class and methods stay its own.
+
+    The directory is one that `peft.PeftModel.from_pretrained(base_model, directory)` loads.
+    """
+
+    mark = ".lora_"
+    weights = "adapter_model.safetensors"
+    config = "adapter_config.json"
+    mergeable = True
+
+    def attach(self, model: nn.Module, targets: str) -> nn.Module:
+        """See `Adapter.attach`; the adapters of a bf16 model are in fp32."""
+        adapter.target_layers(model, targets)
+        config = LoraConfig(
+            r=self.settings.rank,
+            lora_alpha=self.settings.alpha,
+            lora_dropout=self.settings.dropout,
+            target_modules=targets,
+        )
+        model = inject_adapter_in_model(config, model, _NAME)
+        cast_adapter_dtype(model, _NAME)  # to fp32, as `get_peft_model` does and injection does not
+        return model
+
+    def merge(self, model: nn.Module) -> None:
+        """See `Adapter.merge`; exact up to one rounding to the base weights' precision."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                module.merge()
+                model.set_submodule(name, module.get_base_layer())
+        del model.peft_config
+
+    def key(self, name: str) -> str:
+        """Return PEFT's name: as in a `PeftModel` around the model, without the adapter's name."""
+        return "base_model.model." + name.replace(f".{_NAME}.weight", ".weight")
+
+    def save_config(self, directory: Path, model: nn.Module, base: str) -> None:
+        """Write `adapter_config.json` as `PeftModel.save_pretrained` does."""
+        config = copy(model.peft_config[_NAME])
+        config.base_model_name_or_path = base
+        config.inference_mode = True
+        auto_mapping = {
+            "base_model_class": type(model).__name__,
+            "parent_library": type(model).__module__,
+        }
+        config.save_pretrained(str(directory), auto_mapping_dict=auto_mapping)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Adapter.identity`."""
+        return {
+            "peft_type": "LORA",
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "use_rslora": False,
+        }
