@@ -35,6 +35,7 @@ From: python:{python}-slim-bookworm
 
 %files
     LICENSE /opt/palimpsest/LICENSE
+    envs/constraints.txt /opt/palimpsest/constraints.txt
     pyproject.toml /opt/palimpsest/pyproject.toml
     workflow /opt/palimpsest/workflow
 
@@ -42,9 +43,6 @@ From: python:{python}-slim-bookworm
     apt-get update
     apt-get install -y --no-install-recommends g++ git make
     rm -rf /var/lib/apt/lists/*
-    cat > /opt/palimpsest/constraints.txt <<'END'
-{pins}
-END
     cd /opt/palimpsest
     DS_BUILD_OPS=0 pip install --no-cache-dir -c constraints.txt .
 
@@ -83,9 +81,7 @@ def render() -> dict[Path, str]:
     environment = ENVIRONMENT.format(
         note=NOTE, python=python, pins="\n".join(f"    - {pin}" for pin in pins)
     )
-    apptainer = APPTAINER.format(
-        note=NOTE, python=python, version=project["version"], pins="\n".join(pins)
-    )
+    apptainer = APPTAINER.format(note=NOTE, python=python, version=project["version"])
     return {ENVS / "environment.yaml": environment, ENVS / "palimpsest.def": apptainer}
 
 
