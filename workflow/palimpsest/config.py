@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from palimpsest import metrics
 from palimpsest.files import fingerprint
 from palimpsest.lineage import check_task_name
 from palimpsest.methods.settings import Adapter, Rehearsal, Settings, Training
@@ -41,14 +42,20 @@ class Science(Settings):
         return fingerprint(self.science())
 
     def science(self) -> dict[str, Any]:
-        """Return the settings that can change a number."""
-        return self.model_dump(mode="json", exclude=self.cosmetic)
+        """Return the settings that can change a number; one that is None is as one not there."""
+        return self.model_dump(mode="json", exclude=self.cosmetic, exclude_none=True)
 
 
 class Task(Science):
-    """One dataset with its prompt template, answer format and metric."""
+    """One dataset with its prompt template, answer format and metric.
 
-    cosmetic = {"title", "category", "licence", "citation"}
+    The fingerprint is that of the data: how answers are generated and scored changes no stage.
+    """
+
+    cosmetic: ClassVar = {
+        "title", "category", "licence", "citation",
+        "answer_format", "metric", "metric_options", "max_new_tokens",
+    }  # fmt: skip
     version: int
     category: str
     reader: str  # data/readers/<reader>.py
@@ -56,7 +63,7 @@ class Task(Science):
     prompt: str  # template with {question}
     answer_format: str  # regular expression; an answer that matches it whole is of the right kind
     metric: str  # metrics/<metric>.py
-    metric_options: dict[str, Any] = {}
+    metric_options: dict[str, Any] = Field({})
     max_new_tokens: int = Field(gt=0)
     licence: str
     citation: str | None = None
@@ -70,6 +77,14 @@ class Task(Science):
     @classmethod
     def _metric_exists(cls, name: str) -> str:
         return one_of(name, modules("metrics"), "metric")
+
+    @field_validator("metric_options")
+    @classmethod
+    def _metric_has_options(cls, options: dict, info: ValidationInfo) -> dict:
+        if metric := info.data.get("metric"):  # else it is wrong itself
+            for name in options:
+                one_of(name, metrics.options(metric), f"option of {metric}")
+        return options
 
     @field_validator("prompt")
     @classmethod
@@ -91,7 +106,7 @@ class Task(Science):
 class Benchmark(Science):
     """Tasks and the orders in which they are learnt; `pictures: blank` hides every picture."""
 
-    cosmetic = {"title", "orders", "description"}
+    cosmetic: ClassVar = {"title", "orders", "description"}
     description: str = ""
     orders: dict[str, tuple[str, ...]] = Field(min_length=1)
     pictures: Literal["real", "blank"] = "real"
@@ -125,6 +140,8 @@ class Resources(Settings):
     threads: int = Field(1, gt=0)  # per rank
     memory_mb: int = Field(gt=0)  # per node
     minutes: int = Field(gt=0)  # a stage
+    workers: int = Field(0, ge=0)  # processes that read and encode examples for a rank
+    checkpoint_steps: int = Field(gt=0)  # steps from one checkpoint to the next
 
     @property
     def world_size(self) -> int:
@@ -144,7 +161,7 @@ class Chat(Settings):
 class Model(Science):
     """An LMM: its weights, how it is spoken to, what a stage may train, what a job needs."""
 
-    cosmetic = {"title", "citation", "micro_batch", "zero_stage", "resources"}
+    cosmetic: ClassVar = {"title", "citation", "micro_batch", "zero_stage", "resources"}
     family: str  # models/<family>.py
     weights: str  # a directory, or a hub id together with a revision
     revision: str | None = None
@@ -167,7 +184,7 @@ class Model(Science):
 class Method(Science):
     """A continual-learning method, composed from parts, with the hyper-parameters of its source."""
 
-    cosmetic = {"title", "source"}
+    cosmetic: ClassVar = {"title", "source"}
     source: str  # the paper, or where the hyper-parameters come from
     adapter: Adapter
     rehearsal: Rehearsal | None = None
@@ -201,8 +218,16 @@ class Study(Settings):
     methods: tuple[str, ...]  # tuned sequentially, a stage a task
     orders: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
-    references: dict[str, Reference] = {}
+    references: dict[str, Reference] = Field({})
     evaluation: Evaluation
+
+    @field_validator("models", "methods", "orders", "seeds")
+    @classmethod
+    def _named_once(cls, values: tuple) -> tuple:
+        for value in values:
+            if values.count(value) > 1:
+                raise ValueError(f"{value!r} is named twice")
+        return values
 
 
 T = TypeVar("T", bound=BaseModel)
@@ -216,14 +241,9 @@ def load(kind: type[T], name: str, root: Path = Path("config")) -> T:
 
 @cache
 def _load(kind: type[T], name: str, root: Path) -> T:
-    folder = root / KINDS[kind]
-    path = folder / f"{name}.yaml"
+    path = root / KINDS[kind] / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ConfigError(
-            f"{path}: there is no {kind.__name__.lower()} {name!r}{nearest(name, known)}. "
-            f"Known: {', '.join(known) or 'none'}"
-        )
+        check_named(kind, name, str(path), root)
     content = _extended(read_yaml(path), path)
     try:
         return kind.model_validate(content)
@@ -232,10 +252,20 @@ def _load(kind: type[T], name: str, root: Path) -> T:
         raise ConfigError("\n".join(lines)) from None
 
 
+def check_named(kind: type[BaseModel], name: str, where: str, root: Path = Path("config")) -> None:
+    """ConfigError, naming where the name was found, if no object of the kind has it."""
+    known = [path.stem for path in (root / KINDS[kind]).glob("*.yaml")]
+    try:
+        one_of(name, known, kind.__name__.lower())
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; ConfigError if it cannot be parsed or names a key twice."""
     try:
-        content = yaml.load(path.read_text(), _StrictLoader)
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, _StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
@@ -247,7 +277,10 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     """Return the name if it is known; ValueError proposes the nearest one."""
     known = sorted(known)
     if name not in known:
-        raise ValueError(f"no {what} {name!r}{nearest(name, known)}. Known: {', '.join(known)}")
+        raise ValueError(
+            f"there is no {what} {name!r}{nearest(name, known)}. "
+            f"Known: {', '.join(known) or 'none'}"
+        )
     return name
 
 
@@ -262,19 +295,19 @@ def modules(package: str) -> set[str]:
     return {p.stem for p in (PACKAGE / package).glob("*.py") if p.stem != "__init__"}
 
 
-def _extended(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _extended(content: dict[str, Any], path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Lay the content over that of the file it names with `extends`, key by key."""
     if "extends" not in content:
         return content
     content = dict(content)
-    parent = path.with_name(f"{content.pop('extends')}.yaml")
-    if parent == path or not parent.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml") if p != path)
-        raise ConfigError(
-            f"{path}: extends: there is no {parent.stem!r}{nearest(parent.stem, known)}. "
-            f"Known: {', '.join(known)}"
-        )
-    return {**_extended(read_yaml(parent), parent), **content}
+    heirs = (*heirs, path)
+    name = content.pop("extends")
+    known = {p.stem: p for p in path.parent.glob("*.yaml") if p not in heirs}
+    try:
+        parent = known[one_of(name, known, "file")]
+    except ValueError as error:
+        raise ConfigError(f"{path}: extends: {error}") from None
+    return {**_extended(read_yaml(parent), parent, heirs), **content}
 
 
 def _explain(path: Path, kind: type[BaseModel], error: dict[str, Any]) -> str:
@@ -319,8 +352,11 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key may stand once only."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"key {key!r} stands twice, {node.start_mark}")
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"key {key!r} stands twice, again in line {line}")
+            seen.append(key)
         return super().construct_mapping(node, deep)

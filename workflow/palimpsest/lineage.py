@@ -93,6 +93,8 @@ class Stage:
     def __post_init__(self) -> None:
         if (self.lineage == Lineage()) != (self.method is None):
             raise ValueError(f"stage {self}: the base, and only the base, has no method")
+        if (self.method is None) != (self.seed is None):
+            raise ValueError(f"stage {self}: a seed goes with a method, and a method with a seed")
 
     @property
     def parent(self) -> Stage | None:

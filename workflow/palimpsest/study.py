@@ -17,7 +17,9 @@ from palimpsest.config import (
     Method,
     Model,
     Study,
+    T,
     Task,
+    check_named,
     load,
     one_of,
 )
@@ -72,16 +74,22 @@ def plan(name: str) -> Plan:
     """Load a study and all that it names; ConfigError before anything is planned."""
     study = load(Study, name, CONFIG)
     where = CONFIG / f"{name}.yaml"
-    benchmark = load(Benchmark, study.benchmark, CONFIG)
+    benchmark = _load_named(Benchmark, study.benchmark, f"{where}: benchmark")
     for order in study.orders:
         _known(order, benchmark.orders, f"{where}: orders", "order")
-    for model in study.models:
-        for method in [*study.methods, *(r.method for r in study.references.values() if r.method)]:
-            _check_batch(model, method)
+    for task in benchmark.tasks:
+        _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
     for key, reference in study.references.items():
         _check_reference(f"{where}: references.{key}", key, study, benchmark)
-    for task in benchmark.tasks:
-        load(Task, task, CONFIG)
+    methods = {method: f"{where}: methods" for method in study.methods}
+    for key, reference in study.references.items():
+        if reference.method:
+            methods.setdefault(reference.method, f"{where}: references.{key}.method")
+    for model_name in study.models:
+        model = _load_named(Model, model_name, f"{where}: models")
+        for method_name, named_at in methods.items():
+            method = _load_named(Method, method_name, named_at)
+            _check_batch(model_name, model, method_name, method)
     return Plan(name, study, tuple(_experiments(study)))
 
 
@@ -158,9 +166,7 @@ def _experiments(study: Study) -> Iterator[Experiment]:
                     )  # fmt: skip
 
 
-def _reference_stages(
-    study: Study, key: str, model: str, seed: int | None
-) -> tuple[Stage, ...]:
+def _reference_stages(study: Study, key: str, model: str, seed: int | None) -> tuple[Stage, ...]:
     reference = study.references[key]
     benchmark = reference.benchmark or study.benchmark
     tasks = load(Benchmark, benchmark, CONFIG).tasks
@@ -179,7 +185,7 @@ def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -
     if key in study.methods:
         raise ConfigError(f"{where}: the study has a method of this name; call it otherwise")
     if reference.benchmark:
-        other = load(Benchmark, reference.benchmark, CONFIG)
+        other = _load_named(Benchmark, reference.benchmark, f"{where}.benchmark")
         if other.tasks != benchmark.tasks:
             raise ConfigError(
                 f"{where}.benchmark: {reference.benchmark!r} has other tasks than "
@@ -187,9 +193,8 @@ def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -
             )
 
 
-def _check_batch(model_name: str, method_name: str) -> None:
+def _check_batch(model_name: str, model: Model, method_name: str, method: Method) -> None:
     """ConfigError if micro-batch x ranks x accumulation cannot reach the global batch."""
-    model, method = load(Model, model_name, CONFIG), load(Method, method_name, CONFIG)
     batch, ranks = method.training.batch, model.resources.world_size
     micro = min(model.micro_batch, max(1, batch // ranks))
     if batch % (micro * ranks):
@@ -199,6 +204,11 @@ def _check_batch(model_name: str, method_name: str) -> None:
             f"{ranks} ranks with micro_batch {micro} of {CONFIG}/models/{model_name}.yaml; "
             f"micro_batch x ranks x accumulation must give it exactly. Nearest: {reachable}"
         )
+
+
+def _load_named(kind: type[T], name: str, where: str) -> T:
+    check_named(kind, name, where, CONFIG)
+    return load(kind, name, CONFIG)
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from io import BytesIO
+
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,10 @@ class Example:
     image_size: tuple[int, int] | None = None  # width, height in pixels
 
     def with_prompt(self, template: str) -> Example:
-        """Return the example with every question set into a task's prompt template."""
-        turns = tuple(Turn(template.format(question=t.question), t.answer) for t in self.turns)
+        """Return the example with every question put in place of a template's `{question}`."""
+        turns = tuple(
+            Turn(template.replace("{question}", t.question), t.answer) for t in self.turns
+        )
         return replace(self, turns=turns)
 
 
@@ -36,5 +42,24 @@ class Rejected:
     """A record of a publisher's file that is no example, where it stands and why."""
 
     file: str
-    line: int
+    line: int  # from 1; or the record's number, where the file has no lines
     reason: str
+
+
+def characters(example: Example) -> int:
+    """Return the length of an example's conversation, a stand-in for its number of tokens."""
+    return sum(len(t.question) + len(t.answer) for t in example.turns)
+
+
+def blanked(example: Example) -> Example:
+    """Return the example with its picture replaced by a black one of the same size."""
+    if example.image is None:
+        return example
+    return replace(example, image=_black(Image.open(BytesIO(example.image)).size))
+
+
+@cache
+def _black(size: tuple[int, int]) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    return buffer.getvalue()

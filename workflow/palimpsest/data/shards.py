@@ -41,12 +41,13 @@ class Shards:
     """
 
     def __init__(self, dataset: Path, split: str) -> None:
-        manifest = read_manifest(dataset)
-        if split not in manifest["splits"]:
-            known = ", ".join(manifest["splits"])
-            raise ValueError(f"{dataset}/manifest.json: no split {split!r}; there is: {known}")
         self.dataset, self.split = dataset, split
-        tables = [_open(dataset, shard) for shard in manifest["splits"][split]["shards"]]
+        self.manifest = read_manifest(dataset)
+        splits = self.manifest["splits"]
+        if split not in splits:
+            known = ", ".join(splits)
+            raise ValueError(f"{dataset}/manifest.json: no split {split!r}; there is: {known}")
+        tables = [_open(dataset, shard) for shard in splits[split]["shards"]]
         self.table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
     def __len__(self) -> int:
@@ -64,6 +65,12 @@ class Shards:
         """The ids in order, without reading a picture."""
         return self.table["id"].to_pylist()
 
+    def without_pictures(self) -> Iterator[Example]:
+        """The examples in order with no image, and without reading one."""
+        for batch in self.table.drop_columns("image").to_batches(max_chunksize=BATCH_ROWS):
+            for row in batch.to_pylist():
+                yield to_example({**row, "image": None})
+
 
 def write_dataset(
     dataset: Path, splits: dict[str, Iterable[Example | Rejected]], about: dict[str, Any]
@@ -78,7 +85,8 @@ def write_dataset(
     for split, records in splits.items():
         shutil.rmtree(dataset / split, ignore_errors=True)
         rejected: list[Rejected] = []
-        shards = list(_write_shards(dataset, split, _accepted(records, rejected)))
+        accepted = _accepted(records, rejected, dataset / split)
+        shards = list(_write_shards(dataset, split, accepted))
         manifest["splits"][split] = {
             "examples": sum(shard["examples"] for shard in shards),
             "shards": shards,
@@ -106,16 +114,16 @@ def read_examples(path: Path) -> list[Example]:
 def read_manifest(dataset: Path) -> dict[str, Any]:
     """Read a dataset's manifest; ValueError when it is missing or of another schema version."""
     manifest = read_json(dataset / "manifest.json")
-    if manifest["schema_version"] != SCHEMA_VERSION:
+    if (found := manifest.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(
-            f"{dataset}/manifest.json: schema_version is {manifest['schema_version']}, this "
-            f"version of Palimpsest reads {SCHEMA_VERSION}; remove {dataset} to convert it anew"
+            f"{dataset}/manifest.json: schema_version is {found}, this version of Palimpsest "
+            f"reads {SCHEMA_VERSION}; remove {dataset} to convert it anew"
         )
     return manifest
 
 
 def verify(dataset: Path) -> None:
-    """Compare every shard with the checksum in the manifest; ValueError names the first that differs."""
+    """Compare every shard with its checksum in the manifest; ValueError names one that differs."""
     for split in read_manifest(dataset)["splits"].values():
         for shard in split["shards"]:
             path = dataset / shard["file"]
@@ -146,14 +154,14 @@ def to_example(row: dict[str, Any]) -> Example:
 
 
 def _accepted(
-    records: Iterable[Example | Rejected], rejected: list[Rejected]
+    records: Iterable[Example | Rejected], rejected: list[Rejected], where: Path
 ) -> Iterator[Example]:
     seen: set[str] = set()
     for record in records:
         if isinstance(record, Rejected):
             rejected.append(record)
         elif record.id in seen:
-            raise ValueError(f"example id {record.id!r} occurs twice; ids must be unique in a split")
+            raise ValueError(f"{where}: example id {record.id!r} occurs twice; a split has it once")
         else:
             seen.add(record.id)
             yield record

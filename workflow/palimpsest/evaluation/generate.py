@@ -1,0 +1,143 @@
+"""Answers of one stage to the questions of its cells: batched, greedy, one model load."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from palimpsest.config import Method, Model, Task, load
+from palimpsest.data.example import Example
+from palimpsest.files import whole_file
+from palimpsest.lineage import Stage
+from palimpsest.models import checkpoint
+from palimpsest.models import load as load_model
+from palimpsest.models.lmm import LMM
+from palimpsest.provenance import commit
+from palimpsest.study import CONFIG, check_record, stage_fingerprint
+from palimpsest.tasks import Examples
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("prediction", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("num_tokens", pa.int32()),
+        ("stop_reason", pa.string()),  # end: the model ended its answer; length: it was cut off
+    ]
+)
+
+
+def evaluate(stage: Stage, tasks: Sequence[str], results: Path, split: str, batch: int) -> None:
+    """Answer every question of the given cells and write the predictions of each.
+
+    Errors: ValueError if the stage or the shards belong to another config.
+    """
+    begun = time.monotonic()
+    lmm = load_stage(stage, results)
+    print(f"{stage}: loaded in {time.monotonic() - begun:.1f} s", flush=True)
+    for task in tasks:
+        examples = Examples(results, stage.benchmark, [task], split)
+        rows, counters = answer(lmm, examples, load(Task, task, CONFIG).max_new_tokens, batch, task)
+        about = {
+            "stage_fingerprint": stage_fingerprint(stage),
+            "split": split,
+            "commit": commit(),
+            **counters,
+        }
+        path = stage.cell(results, task) / "predictions.parquet"
+        schema = SCHEMA.with_metadata({"palimpsest": json.dumps(about)})
+        with whole_file(path) as partial:
+            pq.write_table(pa.Table.from_pylist(rows, schema), partial)
+        print(
+            f"{stage} on {task}: {counters['questions']} questions, "
+            f"{counters['questions'] / counters['seconds']:.0f} a second, "
+            f"{counters['padded_tokens'] / counters['prompt_tokens']:.0%} padding",
+            flush=True,
+        )
+
+
+def load_stage(stage: Stage, results: Path) -> LMM:
+    """Load a model as a stage left it, with what can be merged folded into the base weights."""
+    model = load(Model, stage.model, CONFIG)
+    torch.set_num_threads(model.resources.threads)
+    lmm = load_model(model)
+    if stage.method is not None:
+        directory = stage.directory(results)
+        check_record(directory / "stage.json", stage)
+        method = load(Method, stage.method, CONFIG)
+        adapter = checkpoint.attach(lmm, model, method)
+        checkpoint.load(lmm, directory, model, method, adapter)
+        if adapter.mergeable:
+            adapter.merge(lmm.module)
+    lmm.module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return lmm
+
+
+@torch.inference_mode()
+def answer(
+    lmm: LMM, examples: Sequence[Example], max_new_tokens: int, batch: int, name: str = ""
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Answer questions greedily, prompts of similar length together; rows in the given order.
+
+    The counters say what it cost: questions, pictures decoded, prompt tokens, padding, seconds.
+    """
+    begun = time.monotonic()
+    prompts = [lmm.encode_prompt(e) for e in tqdm(examples, desc=f"{name} reading", disable=None)]
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
+    rows: dict[int, dict[str, Any]] = {}
+    padded = 0
+    with tqdm(total=len(order), desc=name, unit="question", disable=None) as bar:
+        for start in range(0, len(order), batch):
+            places = order[start : start + batch]
+            inputs = lmm.collate([prompts[i] for i in places], "left")
+            padded += int((inputs["attention_mask"] == 0).sum())
+            for place, tokens in zip(
+                places, _generate(lmm, inputs, max_new_tokens), strict=True
+            ):
+                rows[place] = _row(lmm, examples[place], tokens)
+            bar.update(len(places))
+    counters = {
+        "questions": len(order),
+        "pictures_decoded": sum(p.pixels is not None for p in prompts),
+        "prompt_tokens": sum(len(p.input_ids) for p in prompts),
+        "padded_tokens": padded,
+        "seconds": round(time.monotonic() - begun, 2),
+    }
+    return [rows[i] for i in range(len(order))], counters
+
+
+def _generate(
+    lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int
+) -> list[list[int]]:
+    """Return the new tokens of each row, its end token included where it has one."""
+    device = lmm.module.device
+    inputs = {name: t.to(device) for name, t in inputs.items() if name != "labels"}
+    tokens_BL = lmm.module.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=lmm.end_id,
+        pad_token_id=lmm.pad_id,
+    )
+    new = tokens_BL[:, inputs["input_ids"].shape[1] :].tolist()
+    return [row[: row.index(lmm.end_id) + 1] if lmm.end_id in row else row for row in new]
+
+
+def _row(lmm: LMM, example: Example, tokens: list[int]) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "prompt": example.turns[-1].question,
+        "prediction": lmm.decode(tokens),
+        "references": list(example.references),
+        "num_tokens": len(tokens),
+        "stop_reason": "end" if tokens[-1:] == [lmm.end_id] else "length",
+    }

@@ -1,0 +1,13 @@
+"""LMMs behind one small interface, one family a file, found by name."""
+
+from __future__ import annotations
+
+import importlib
+
+from palimpsest.config import Model
+from palimpsest.models.lmm import LMM
+
+
+def load(config: Model) -> LMM:
+    """Load a model's published weights; ValueError names what is missing."""
+    return importlib.import_module(f"palimpsest.models.{config.family}").load(config)

@@ -1,0 +1,44 @@
+"""Tasks as a benchmark shows them: the examples of their shards, with blanked pictures or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from palimpsest.config import Benchmark, Task, load
+from palimpsest.data.example import Example, blanked, characters
+from palimpsest.data.shards import Shards
+from palimpsest.study import CONFIG
+
+
+class Examples(Sequence):
+    """The examples of one split of several tasks, one task after another."""
+
+    def __init__(self, results: Path, benchmark: str, tasks: Sequence[str], split: str) -> None:
+        self.parts = [open_task(results, task, split) for task in tasks]
+        self.blank = load(Benchmark, benchmark, CONFIG).pictures == "blank"
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Example:
+        for part in self.parts:
+            if index < len(part):
+                return blanked(part[index]) if self.blank else part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+    def characters(self) -> list[int]:
+        """Return the length of every conversation, without reading a picture."""
+        return [characters(e) for part in self.parts for e in part.without_pictures()]
+
+
+def open_task(results: Path, task: str, split: str) -> Shards:
+    """Open a split of a task's shards; ValueError if they were converted with another config."""
+    shards = Shards(results / "data" / task, split)
+    if shards.manifest["task_fingerprint"] != load(Task, task, CONFIG).fingerprint:
+        raise ValueError(
+            f"{shards.dataset}: was converted with another config than {CONFIG}/tasks/{task}.yaml "
+            f"has now; remove {shards.dataset} to convert it anew"
+        )
+    return shards

@@ -1,0 +1,1 @@
+"""One stage: from a parent's stage directory to its own."""

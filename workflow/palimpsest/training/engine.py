@@ -1,0 +1,100 @@
+"""DeepSpeed ZeRO around a module: on GPUs with NCCL, on CPU ranks with gloo; one code path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+
+import deepspeed  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch import nn  # noqa: E402
+
+from palimpsest.config import Method, Model  # noqa: E402
+
+
+Engine = deepspeed.DeepSpeedEngine
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a job, and how a global batch is shared out among them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    micro_batch: int
+    accumulation: int  # micro-batches a rank and step
+
+
+def join(model: Model, batch: int) -> World:
+    """Join the job's ranks; a process that torchrun did not start is a world of its own.
+
+    Errors: ValueError if micro-batch x ranks x accumulation does not give the global batch.
+    """
+    on_gpu = torch.cuda.is_available()
+    # The compiled shared-memory kernel needs a C++ compiler on the machine; gloo does not.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" in os.environ:
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
+    elif not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )
+        deepspeed.init_distributed(verbose=False)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    micro = min(model.micro_batch, max(1, batch // size))
+    if batch % (micro * size):
+        raise ValueError(
+            f"a global batch of {batch} cannot be reached by {size} ranks with micro-batches of "
+            f"{micro}; change micro_batch or the number of ranks of the model's config"
+        )
+    return World(rank, size, torch.device(device), micro, batch // (micro * size))
+
+
+def start(
+    module: nn.Module, model: Model, method: Method, world: World, schedule: Callable[[int], float]
+) -> Engine:
+    """Shard a module and its optimiser over the ranks as the model's config asks for."""
+    training = method.training
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(
+        trained,
+        lr=training.learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+    )
+    settings = {
+        "train_micro_batch_size_per_gpu": world.micro_batch,
+        "gradient_accumulation_steps": world.accumulation,
+        "gradient_clipping": training.gradient_clip,
+        "zero_optimization": {"stage": model.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimiser,
+        lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimiser, schedule),
+        config=settings,
+        dist_init_required=False,
+    )
+    return engine
+
+
+def gather(module: nn.Module, zero_stage: int) -> dict[str, torch.Tensor]:
+    """Return the trained parameters, whole, on the CPU, on every rank."""
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=zero_stage == 3):
+        return {name: p.detach().float().cpu().clone() for name, p in trained.items()}
+
+
+def leave() -> None:
+    """Leave the job's ranks."""
+    dist.destroy_process_group()

@@ -1,0 +1,231 @@
+"""One stage: load the parent, learn the last step of the lineage, hand the checkpoint on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from palimpsest.config import Method, Model, load
+from palimpsest.data.shards import read_examples, write_examples
+from palimpsest.files import sha256, whole_directory, write_json
+from palimpsest.lineage import Stage
+from palimpsest.models import checkpoint
+from palimpsest.models import load as load_model
+from palimpsest.models.lmm import LMM, Encoded
+from palimpsest.provenance import commit, versions
+from palimpsest.study import CONFIG, check_record, identity, stage_fingerprint
+from palimpsest.tasks import Examples
+from palimpsest.training import engine as zero
+from palimpsest.training import loop, memory, order
+from palimpsest.training.examples import EMPTY, Buffer, Curriculum
+from palimpsest.training.progress import Progress, peak_memory
+from palimpsest.training.resume import Resume
+
+REQUEUE = 75  # exit code: stopped in good time with a checkpoint, to be started again
+MARGIN = 0.1  # share of the time limit that is kept for the last checkpoint
+FINAL = 20  # steps over which the final loss is averaged
+BUFFER = "rehearsal.arrow"
+METRICS = "metrics.jsonl"
+
+
+def train(stage: Stage, results: Path, minutes: float | None = None) -> int:
+    """Train a stage and write its directory; return 0, or REQUEUE if it was stopped before.
+
+    `minutes` is the time limit of the job: well before it, as on SIGTERM, the stage checkpoints.
+    """
+    out = stage.directory(results)
+    if (out / "stage.json").exists():
+        check_record(out / "stage.json", stage)
+        print(f"{out}: already trained with this config")
+        return 0
+    stopped = _stop_signal(minutes)
+    model, method = load(Model, stage.model, CONFIG), load(Method, stage.method, CONFIG)
+    torch.set_num_threads(model.resources.threads)
+    return _StageRun(stage, results, model, method).run(stopped)
+
+
+class _StageRun:
+    """A stage with its parent loaded, on one rank."""
+
+    def __init__(self, stage: Stage, results: Path, model: Model, method: Method) -> None:
+        self.stage, self.results, self.model, self.method = stage, results, model, method
+        self.begun = time.monotonic()
+        self.world = zero.join(model, method.training.batch)
+        torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
+        self.lmm = load_model(model)
+        self.adapter = checkpoint.attach(self.lmm, model, method)
+        self.curriculum, self.lengths = self._curriculum(self._parent())
+        ranks = {"ranks": self.world.size, "zero_stage": model.zero_stage}
+        self.resume = Resume(
+            stage.resume(results), {"fingerprint": stage_fingerprint(stage), **ranks}
+        )
+
+    def run(self, stopped: Callable[[], bool]) -> int:
+        """Take the steps that are left; return the exit code."""
+        num_steps = self.curriculum.num_steps
+        leads = self.world.rank == 0
+        if leads:
+            longest = max(self.lengths)
+            print(memory.estimate(self.lmm, self.model, self.world, longest), flush=True)
+        engine = zero.start(
+            loop.AnswerLoss(self.lmm.module.to(self.world.device)),
+            self.model,
+            self.method,
+            self.world,
+            loop.schedule(self.method.training, num_steps),
+        )
+        first = self._resumed(engine)
+        progress = self._progress(first) if leads else None
+        steps = loop.steps(
+            engine, self._loader(first), self.world, self._noise, stopped, first, num_steps
+        )
+        for done, loss, tokens, stop in steps:
+            if progress:
+                progress.step(done, loss, tokens, engine.get_lr()[0])
+            due = done % self.model.resources.checkpoint_steps == 0
+            if done < num_steps and (due or stop):
+                self.resume.save(engine, {"step": done, "seconds": self._seconds()})
+            if done < num_steps and stop:
+                print(f"stopped after step {done} of {num_steps}, with a checkpoint", flush=True)
+                return REQUEUE
+        state = zero.gather(self.lmm.module, self.model.zero_stage)
+        if progress:
+            progress.close()
+            self._hand_on(state, progress)
+            self.resume.clear()
+        zero.leave()
+        return 0
+
+    def _parent(self) -> Buffer:
+        """Load what the parent has learnt into the model; return its rehearsal buffer."""
+        parent = self.stage.parent
+        if parent.parent is None:
+            return EMPTY
+        directory = parent.directory(self.results)
+        record = check_record(directory / "stage.json", parent)
+        checkpoint.load(self.lmm, directory, self.model, self.method, self.adapter)
+        if not self.method.rehearsal:
+            return EMPTY
+        return Buffer(read_examples(directory / BUFFER), record["examples_seen"])
+
+    def _curriculum(self, buffer: Buffer) -> tuple[Curriculum, list[int]]:
+        """Return the samples of the stage and the length of each in characters."""
+        stage = self.stage
+        new = Examples(self.results, stage.benchmark, stage.lineage.last, "train")
+        curriculum = Curriculum(new, buffer, self.method, stage.seed, str(stage.lineage))
+        return curriculum, curriculum.characters(new.characters())
+
+    def _loader(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield this rank's micro-batches from step `first` on."""
+        batches = order.batches(
+            self.lengths, self.method.training.batch, self.stage.seed, self.stage.lineage
+        )
+        world = self.world
+        micro_batches = [
+            share
+            for batch in batches[first:]
+            for share in order.share_of_rank(batch, world.rank, world.size, world.micro_batch)
+        ]
+        samples = _Encoded(self.curriculum, self.lmm)
+        return iter(
+            DataLoader(
+                samples,
+                batch_sampler=micro_batches,
+                collate_fn=lambda rows: self.lmm.collate(rows, "right"),
+                num_workers=self.model.resources.workers,
+            )
+        )
+
+    def _noise(self, step: int) -> int:
+        return order.step_seed(self.stage.seed, self.stage.lineage, step, self.world.rank)
+
+    def _resumed(self, engine: zero.Engine) -> int:
+        """Restore the newest checkpoint; return the step after which to go on."""
+        saved = self.resume.load(engine) or {"step": 0, "seconds": 0.0}
+        self.seconds_before = saved["seconds"]
+        if self.world.rank == 0:
+            self.resume.note_attempt(saved["step"])
+            if saved["step"]:
+                print(f"{self.stage}: resumed from step {saved['step']}", flush=True)
+        return saved["step"]
+
+    def _progress(self, first: int) -> Progress:
+        return Progress(
+            metrics=self.resume.directory / METRICS,
+            name=str(self.stage),
+            first=first,
+            last=self.curriculum.num_steps,
+            batch=self.method.training.batch,
+            parameters=sum(p.numel() for p in self.lmm.module.parameters()),
+        )
+
+    def _seconds(self) -> float:
+        """Return the wall time of this stage, finished attempts up to their checkpoint included."""
+        return self.seconds_before + time.monotonic() - self.begun
+
+    def _hand_on(self, state: dict[str, torch.Tensor], progress: Progress) -> None:
+        """Write the stage directory; it stands under its name only when it is whole."""
+        buffer = self.curriculum.next_buffer()
+        losses = progress.losses()
+        resources = self.model.resources
+        with whole_directory(self.stage.directory(self.results)) as out:
+            checkpoint.save(state, out, self.lmm, self.model, self.adapter)
+            if self.method.rehearsal:
+                write_examples(out / BUFFER, buffer.examples)
+            shutil.copy(self.resume.directory / METRICS, out / METRICS)
+            record = {
+                "lineage": str(self.stage.lineage),
+                "fingerprint": stage_fingerprint(self.stage),
+                "identity": identity(self.stage),
+                "seed": self.stage.seed,
+                "samples": len(self.curriculum),
+                "steps": self.curriculum.num_steps,
+                "examples_seen": buffer.seen,
+                "final_loss": sum(losses[-FINAL:]) / len(losses[-FINAL:]),
+                "wall_seconds": round(self._seconds(), 1),
+                "gpu_seconds": round(self._seconds() * resources.nodes * resources.gpus, 1),
+                "peak_memory_bytes": peak_memory(),
+                "restarts": self.resume.num_attempts() - 1,
+                "ranks": self.world.size,
+                "commit": commit(),
+                "versions": versions(),
+                "data": self._data(),
+                "files": {
+                    str(file.relative_to(out)): sha256(file)
+                    for file in sorted(out.rglob("*"))
+                    if file.is_file()
+                },
+            }
+            write_json(out / "stage.json", record)
+
+    def _data(self) -> dict[str, str]:
+        """Return the checksum of the manifest of each task that was learnt."""
+        manifests = {t: self.results / "data" / t / "manifest.json" for t in self.stage.lineage.last}
+        return {task: sha256(manifest) for task, manifest in manifests.items()}
+
+
+class _Encoded(Dataset):
+    """Samples as the model reads them."""
+
+    def __init__(self, curriculum: Curriculum, lmm: LMM) -> None:
+        self.curriculum, self.lmm = curriculum, lmm
+
+    def __len__(self) -> int:
+        return len(self.curriculum)
+
+    def __getitem__(self, position: int) -> Encoded:
+        return self.lmm.encode(self.curriculum[position])
+
+
+def _stop_signal(minutes: float | None) -> Callable[[], bool]:
+    """Return a question that is true after SIGTERM, or when the time limit is near."""
+    terminated = []
+    signal.signal(signal.SIGTERM, lambda *_: terminated.append(True))
+    deadline = time.monotonic() + minutes * 60 * (1 - MARGIN) if minutes else float("inf")
+    return lambda: bool(terminated) or time.monotonic() > deadline
