@@ -1,0 +1,18 @@
+"""Figures, one kind a file; `draw_all` yields them one after another, so one is held at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from matplotlib import pyplot as plt
+
+from palimpsest.report.figures import comparison, curves, examples, heatmap, kind, radar
+from palimpsest.report.figures.style import RC, Picture
+from palimpsest.report.results import Results
+
+
+def draw_all(results: Results) -> Iterator[Picture]:
+    """Yield every figure that the study's experiments allow."""
+    with plt.rc_context(RC):
+        for module in (comparison, heatmap, curves, radar, kind, examples):
+            yield from module.draw(results)

@@ -1,0 +1,81 @@
+"""The score of each task over the stages, one panel a task, one line a method."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from palimpsest.report.figures.style import (
+    INK,
+    MUTED,
+    PAPER,
+    Look,
+    Picture,
+    ceiling,
+    panels,
+    stage_axis,
+)
+from palimpsest.report.results import Group, Results
+from palimpsest.report.spec import JOINT
+
+
+def draw(results: Results) -> list[Picture]:
+    """Return one figure for each model and order."""
+    pictures = []
+    for name, groups in results.settings.items():
+        figure = _draw(results, groups)
+        pictures.append(Picture(
+            f"curves-{name}".rstrip("-"), "curves", "Each task over the stages",
+            "The score of each task after each stage; the large open marker is the task's own "
+            "stage. Bands are 95 % paired bootstrap intervals, the dotted line is chance, the "
+            "dashed one joint training.", figure,
+        ))  # fmt: skip
+    return pictures
+
+
+def _draw(results: Results, groups: tuple[Group, ...]):
+    tasks = groups[0].tasks
+    figure, axes = panels(len(tasks), top=0.3)
+    joint = results.reference(JOINT, groups[0].view.model)
+    high = ceiling(*[group.value_RT for group in groups])
+    num_stages = max(group.value_RT.shape[0] for group in groups) - 1
+    for k, (task, axis) in enumerate(zip(tasks, axes, strict=True)):
+        for number, group in enumerate(groups):
+            _line(group, task, Look.of(number), axis)
+        axis.axhline(results.view.task(task).chance, color=MUTED, lw=0.9, ls=":", zorder=1)
+        if joint and np.isfinite(joint.end(task)):
+            axis.axhline(joint.end(task), color=MUTED, lw=0.9, ls="--", zorder=1)
+        axis.set_title(results.view.task(task).title, loc="left", pad=3)
+        stage_axis(axis, num_stages, bottom=k >= len(tasks) - 4, left=k % 4 == 0, high=high)
+    looks = [(Look.of(number), group) for number, group in enumerate(groups)]
+    handles = [
+        Line2D([], [], color=k.color, marker=k.marker, ls=k.dashes, ms=3, label=group.title)
+        for k, group in looks
+    ]
+    handles.append(Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"))
+    handles.append(Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"))
+    handles.append(Line2D([], [], marker="o", ls="", ms=6, mfc=PAPER, mec=INK, label="own stage"))
+    figure.legend(
+        handles=handles, loc="upper left", ncols=min(len(handles), 6), bbox_to_anchor=(0.0, 1.0),
+        columnspacing=1.2, handlelength=2.2,
+    )  # fmt: skip
+    return figure
+
+
+def _line(group: Group, task: str, look: Look, axis) -> None:
+    if task not in group.tasks:
+        return
+    column = group.tasks.index(task)
+    stage = np.flatnonzero(np.isfinite(group.value_RT[:, column]))
+    value = group.value_RT[stage, column]
+    axis.fill_between(
+        stage, group.low_RT[stage, column], group.high_RT[stage, column],
+        color=look.color, alpha=0.15, lw=0,
+    )  # fmt: skip
+    axis.plot(stage, value, color=look.color, ls=look.dashes, marker=look.marker, ms=2.6)
+    own = group.own_T[column]
+    if own >= 0:
+        axis.plot(
+            own, group.value_RT[own, column], look.marker, mfc=PAPER, mec=look.color, mew=1.3,
+            ms=5.5, zorder=5,
+        )  # fmt: skip

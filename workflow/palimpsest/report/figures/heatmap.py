@@ -1,0 +1,104 @@
+"""The accuracy matrix of one method as a heat map."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+
+from palimpsest.report.figures.style import (
+    COLUMN,
+    ON_DARK,
+    ON_LIGHT,
+    PAPER,
+    SCORES,
+    SERIES,
+    Picture,
+    ceiling,
+    wrap,
+)
+from palimpsest.report.results import Group, Results
+from palimpsest.report.tables import stage_title
+
+GAP = 0.3  # between the matrix and what stands beside it, in cells
+
+
+def draw(results: Results) -> list[Picture]:
+    """Return a heat map for each sequential group."""
+    return [_draw(results, group) for group in results.sequential]
+
+
+def _draw(results: Results, group: Group) -> Picture:
+    value_RT = group.value_RT
+    num_rows, num_tasks = value_RT.shape
+    titles = [results.view.task(task).title for task in group.tasks]
+    stages = [wrap(stage_title(results, row.stage), 18, 2) for row in group.view.rows]
+    label = 0.35 + 0.062 * max(len(line) for s in stages for line in s.split("\n"))
+    width = max(COLUMN, label + 0.27 * (num_tasks + 1 + GAP) + 0.08)
+    under = 0.32 + 0.045 * max(map(len, titles))
+    tall = 0.225 * (num_rows + 1 + GAP) + under + 0.62
+    figure, axis = plt.subplots(figsize=(width, tall))
+    figure.subplots_adjust(
+        left=label / width, right=1 - 0.05 / width, bottom=under / tall, top=1 - 0.6 / tall
+    )
+    high = ceiling(value_RT)
+    learnt = [
+        np.nanmean(row[(group.own_T <= t) & (group.own_T >= 0)]) if t else np.nan
+        for t, row in enumerate(value_RT)
+    ]
+    chance = [results.view.task(task).chance for task in group.tasks]
+    _block(axis, value_RT, 0, 0, high)
+    _block(axis, np.array(learnt)[:, None], num_tasks + GAP, 0, high)
+    mesh = _block(axis, np.array(chance)[None], 0, num_rows + GAP, high)
+    for column, row in enumerate(group.own_T):
+        if row >= 0:
+            axis.add_patch(
+                Rectangle((column, row), 1, 1, fill=False, ec=SERIES[1], lw=1.3, zorder=4)
+            )
+    axis.set_xlim(0, num_tasks + 1 + GAP)
+    axis.set_ylim(num_rows + 1 + GAP, 0)
+    centres = [*(np.arange(num_tasks) + 0.5), num_tasks + GAP + 0.5]
+    axis.set_xticks(
+        centres, [*titles, "mean, learnt"], rotation=45, ha="right", rotation_mode="anchor"
+    )
+    axis.set_yticks([*(np.arange(num_rows) + 0.5), num_rows + GAP + 0.5], [*stages, "chance"])
+    axis.tick_params(length=0, pad=2)
+    axis.set_ylabel("after stage")
+    axis.set_xlabel("score on task (%)")
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    bar = figure.add_axes((label / width, 1 - 0.38 / tall, 0.4 * COLUMN / width, 0.07 / tall))
+    scale = figure.colorbar(mesh, cax=bar, orientation="horizontal", ticks=[0, high / 2, high])
+    scale.outline.set_visible(False)
+    bar.tick_params(length=0, pad=1.5, labelsize=6)
+    figure.text(
+        (label + 0.4 * COLUMN + 0.16) / width, 1 - 0.345 / tall, "score (%)", fontsize=6,
+        va="center",
+    )  # fmt: skip
+    figure.text(
+        1 - 0.05 / width, 1 - 0.345 / tall, "□ own stage", fontsize=6, va="center", ha="right",
+        color=SERIES[1],
+    )  # fmt: skip
+    figure.text(label / width, 1 - 0.05 / tall, group.title, fontsize=7.5, weight="bold", va="top")
+    return Picture(
+        f"heatmap-{group.slug}", "matrix", group.title,
+        f"Accuracy matrix of {group.title}: the score on each task (column) after each stage "
+        "(row). Outlined: the task's own stage. To the right the mean over the tasks learnt so "
+        "far; below, chance: always giving the most frequent training answer.", figure,
+    )  # fmt: skip
+
+
+def _block(axis, value_RC: np.ndarray, left: float, top: float, high: float):
+    """Draw a block of cells with its numbers at a place given in cells."""
+    num_rows, num_columns = value_RC.shape
+    mesh = axis.pcolormesh(
+        left + np.arange(num_columns + 1), top + np.arange(num_rows + 1),
+        np.ma.masked_invalid(value_RC), cmap=SCORES, vmin=0, vmax=high, ec=PAPER, lw=0.6,
+    )  # fmt: skip
+    for (row, column), value in np.ndenumerate(value_RC):
+        if np.isfinite(value):
+            axis.text(
+                left + column + 0.5, top + row + 0.53, f"{value:.0f}", ha="center", va="center",
+                fontsize=6, color=ON_DARK if value > 0.5 * high else ON_LIGHT,
+            )  # fmt: skip
+    return mesh

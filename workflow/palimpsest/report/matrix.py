@@ -1,0 +1,144 @@
+"""From cells to accuracy matrices: read each cell once, and refuse what does not fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from palimpsest.files import read_json
+from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One stage evaluated on one task; `value` and `right_kind` in percent, `score_N` in 0..1."""
+
+    path: Path
+    metric: str
+    version: str
+    value: float
+    right_kind: float
+    score_N: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """The number of test examples."""
+        return len(self.score_N)
+
+
+@dataclass
+class CellReader:
+    """Reads cells, each once; the cells of a task must agree on examples, metric and version."""
+
+    cells: dict[Path, Cell] = field(default_factory=dict)
+    first: dict[str, tuple[Cell, pa.ChunkedArray]] = field(default_factory=dict)
+
+    def read(self, task: str, path: Path) -> Cell:
+        """Return the cell in a directory; ValueError names it where it is missing or differs."""
+        if path not in self.cells:
+            self.cells[path] = self._read(task, path)
+        return self.cells[path]
+
+    def _read(self, task: str, path: Path) -> Cell:
+        for name in ("scores.json", "outcomes.parquet"):
+            if not (path / name).is_file():
+                raise ValueError(
+                    f"cell {path}: {name} is missing, so the report of task {task!r} is "
+                    "incomplete; run `make evaluate_all` (or evaluate this cell), then report again"
+                )
+        scores = read_json(path / "scores.json")
+        table = pq.read_table(path / "outcomes.parquet", columns=["id", "score", "right_kind"])
+        cell = Cell(
+            path=path,
+            metric=str(scores["metric"]),
+            version=str(scores["version"]),
+            value=float(scores["value"]),
+            right_kind=100 * float(table["right_kind"].to_numpy().mean()),
+            score_N=table["score"].to_numpy().astype(np.float64),
+        )
+        mean = 100 * cell.score_N.mean()
+        if abs(mean - cell.value) > 0.01:
+            raise ValueError(
+                f"cell {path}: scores.json says {cell.value:.4f}, but outcomes.parquet has a mean "
+                f"of {mean:.4f}; score the cell again"
+            )
+        self._check_same_as_first(task, cell, table["id"])
+        return cell
+
+    def _check_same_as_first(self, task: str, cell: Cell, ids: pa.ChunkedArray) -> None:
+        first, first_ids = self.first.setdefault(task, (cell, ids))
+        if not ids.equals(first_ids):
+            raise ValueError(
+                f"cell {cell.path}: its example ids differ from those of {first.path} "
+                f"({len(ids)} and {len(first_ids)} examples, or another order); a comparison needs "
+                f"the same test examples of task {task!r}, so evaluate one of the two again"
+            )
+        if (cell.metric, cell.version) != (first.metric, first.version):
+            raise ValueError(
+                f"cell {cell.path}: metric {cell.metric} {cell.version}, but {first.path} has "
+                f"{first.metric} {first.version}; a report never mixes them, so score task "
+                f"{task!r} again"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """The accuracy matrix of one experiment.
+
+    tasks   the columns: in the order of learning where there is one
+    cells   by (row, task); what was not evaluated is absent
+    own_T   the row right after which a task was learnt, -1 where it never was
+    """
+
+    experiment: ExperimentView
+    tasks: tuple[str, ...]
+    cells: dict[tuple[int, str], Cell]
+    own_T: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """The number of stages, the base included where it has a row."""
+        return len(self.experiment.rows)
+
+    def grid(self, of) -> np.ndarray:
+        """Return `of(cell)` for every cell as (rows, tasks, ...), NaN where not evaluated."""
+        shape = np.shape(of(next(iter(self.cells.values()))))
+        out = np.full((self.num_rows, len(self.tasks), *shape), np.nan)
+        for (row, task), cell in self.cells.items():
+            out[row, self.tasks.index(task)] = of(cell)
+        return out
+
+    @property
+    def end_T(self) -> np.ndarray:
+        """The row that says how a task ends: its own stage if tuned directly, else the last."""
+        if self.experiment.protocol == DIRECT:
+            return self.own_T
+        return np.full(len(self.tasks), self.num_rows - 1)
+
+
+def read_matrix(experiment: ExperimentView, tasks: tuple[str, ...], reader: CellReader) -> Matrix:
+    """Read every cell that an experiment names; `tasks` gives the order of unordered columns."""
+    cells = {
+        (index, task): reader.read(task, Path(path))
+        for index, row in enumerate(experiment.rows)
+        for task, path in sorted(row.cells.items())
+    }
+    if not cells:
+        raise ValueError(f"experiment {experiment.name!r}: no cell was evaluated")
+    own = {task: i for i, row in enumerate(experiment.rows) for task in row.learnt}
+    evaluated = {task for _, task in cells}
+    unknown = sorted(evaluated - set(tasks))
+    if unknown:
+        raise ValueError(
+            f"experiment {experiment.name!r}: cells of {', '.join(unknown)}, which is no task of "
+            f"the study ({', '.join(tasks)})"
+        )
+    columns = [task for task in tasks if task in evaluated]
+    if experiment.protocol == SEQUENTIAL:
+        columns.sort(key=lambda task: own.get(task, len(experiment.rows)))
+    own_T = np.array([own.get(task, -1) for task in columns])
+    return Matrix(experiment, tuple(columns), cells, own_T)

@@ -1,0 +1,179 @@
+"""The page to look at: one HTML file that needs no network, in light and dark."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+
+import palimpsest
+from palimpsest.report import tables
+from palimpsest.report.aggregates import AGGREGATES
+from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
+from palimpsest.report.examples import shown_examples
+from palimpsest.report.figures.style import (
+    GRID,
+    INK,
+    MUTED,
+    ON_DARK,
+    ON_LIGHT,
+    PAPER,
+    SCORES,
+    SCORES_DARK,
+    SERIES,
+    STEPS,
+)
+from palimpsest.report.results import Group, Results
+
+HEAT = {
+    "light": [to_hex(SCORES(k)) for k in range(STEPS)],
+    "dark": [to_hex(SCORES_DARK(k)) for k in range(STEPS)],
+}
+THEMED = {
+    INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ON_DARK: "on-high",
+    ON_LIGHT: "on-low",
+    **{color: f"series-{k}" for k, color in enumerate(SERIES[:6])},
+    **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
+}  # fmt: skip
+ZOOM = 1.5  # how much larger than in print a figure may be on the page
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as SVG text, with where it belongs and what it shows."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    svg: str
+
+    @property
+    def width(self) -> int:
+        """The largest width on the page, in CSS pixels."""
+        return round(ZOOM * 96 / 72 * float(re.search(r'width="([\d.]+)pt"', self.svg).group(1)))
+
+    @property
+    def inline(self) -> Markup:
+        """The SVG for the page: its ids its own, its inks those of the page's theme."""
+        return Markup(inline_svg(self.svg, self.name))
+
+
+def render(results: Results, drawn: list[Drawn]) -> str:
+    """Return the page's HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    costs = tables.cost_frame(results)
+    return environment.get_template("index.html.j2").render(
+        view=results.view,
+        findings=findings(results),
+        notes=results.notes,
+        figures={s: [d for d in drawn if d.section == s] for s in {d.section for d in drawn}},
+        comparison=tables.comparison_table(results),
+        tasks=tables.task_table(results),
+        matrices=[tables.matrix_table(results, group) for group in results.sequential],
+        differences=differences(results),
+        cards=[(group, cards(results, group)) for group in results.sequential],
+        aggregates=AGGREGATES,
+        costs=[] if costs is None else costs.to_dict("records"),
+        provenance=provenance(results),
+        bootstrap={"resamples": RESAMPLES, "level": round(100 * LEVEL), "seed": SEED},
+        heat=HEAT,
+        image=data_uri,
+    )
+
+
+def inline_svg(svg: str, name: str) -> str:
+    """Prepare a file's SVG for standing inside a page beside others."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    for color, variable in THEMED.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-labelledby="caption-{name}"', 1).strip()
+
+
+def findings(results: Results) -> list[str]:
+    """Return what the study found, in a sentence each."""
+    told = [group for group in results.sequential if "forgetting" in group.estimates]
+    said = []
+    for group in told[:1]:
+        e = group.estimates
+        said.append(
+            f"{group.title} scored {e['learning_accuracy'].value:.1f} % on average right after "
+            f"each task, and {e['average_accuracy'].value:.1f} % after the last of "
+            f"{len(group.view.rows) - 1} stages: it forgot {_points(group)}."
+        )
+        then, now = _kinds(group)
+        said.append(
+            f"Its answers were of the right kind in {then:.0f} % of cases right after learning, "
+            f"and in {now:.0f} % at the end."
+        )
+    best = min(told, key=lambda group: group.estimates["forgetting"].value, default=None)
+    if best is not None and len(told) > 1:
+        said.append(
+            f"{best.title} forgot least: {_points(best)}, and ends at "
+            f"{best.estimates['average_accuracy'].value:.1f} %."
+        )
+    return said
+
+
+def _points(group: Group) -> str:
+    e = group.estimates["forgetting"]
+    return f"{e.value:.1f} points [{e.low:.1f}, {e.high:.1f}]".replace("-", "−")
+
+
+def _kinds(group: Group) -> tuple[float, float]:
+    """Return the mean rate of answers of the right kind, after the own and the last stage."""
+    learnt = np.flatnonzero(group.own_T >= 0)
+    return group.kind_RT[group.own_T[learnt], learnt].mean(), group.kind_RT[-1, learnt].mean()
+
+
+def differences(results: Results) -> list[tuple[str, str, str]]:
+    """Return (method, baseline, average accuracy's difference with its paired interval)."""
+    prefix = "average_accuracy_minus_"
+    titles = {group.view.name: group.title for group in results.groups}
+    return [
+        (group.title, titles[name.removeprefix(prefix)], tables.with_interval(estimate))
+        for group in results.sequential
+        for name, estimate in group.estimates.items()
+        if name.startswith(prefix)
+    ]
+
+
+def cards(results: Results, group: Group) -> list:
+    """Return an example of each task that has a gallery."""
+    return [e for task in group.tasks for e in shown_examples(results, group, task)[:1]]
+
+
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """Return what produced the report, as pairs of a word and its value."""
+    view = results.view
+    seeds = sorted({e.seed for e in view.experiments if e.seed is not None})
+    return [
+        ("study", view.name),
+        ("benchmark", view.benchmark),
+        ("models", ", ".join(dict.fromkeys(e.model for e in view.experiments))),
+        ("orders", ", ".join(dict.fromkeys(e.order for e in view.experiments if e.order)) or "–"),
+        ("seeds", ", ".join(map(str, seeds)) or "–"),
+        ("commit", view.commit),
+        ("palimpsest", palimpsest.__version__),
+    ]
+
+
+def data_uri(image: bytes) -> str:
+    """Return an encoded picture as a data URI."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -1,0 +1,268 @@
+"""The numbers of a report: one group for the experiments that differ in their seed alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from palimpsest.report.aggregates import AGGREGATES, average_accuracy
+from palimpsest.report.bootstrap import interval, pool_seeds, resampled_means
+from palimpsest.report.matrix import CellReader, Matrix, read_matrix
+from palimpsest.report.spec import DIRECT, JOINT, SEQUENTIAL, ExperimentView, StudyView
+
+Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with the ends of its 95 % interval, in percent or percentage points."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The experiments that differ in their seed alone; arrays are means over seeds, in percent.
+
+    value_RT   the accuracy matrix; low_RT, high_RT the ends of each cell's interval
+    kind_RT    the rate of answers of the right kind
+    estimates  the aggregates, pooled over seeds;  by_seed  those of each experiment
+    contrast   average accuracy minus that of the first sequential group of the same model
+    """
+
+    slug: str
+    title: str
+    matrices: tuple[Matrix, ...]
+    value_RT: np.ndarray
+    low_RT: np.ndarray
+    high_RT: np.ndarray
+    kind_RT: np.ndarray
+    estimates: dict[str, Estimate]
+    by_seed: tuple[dict[str, Estimate], ...]
+
+    @property
+    def view(self) -> ExperimentView:
+        """The experiment of the first seed, which names what all seeds share."""
+        return self.matrices[0].experiment
+
+    @property
+    def sequential(self) -> bool:
+        """Whether tasks were learnt one after another, so that something can be forgotten."""
+        return self.view.protocol == SEQUENTIAL
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The columns of the matrix."""
+        return self.matrices[0].tasks
+
+    @property
+    def own_T(self) -> np.ndarray:
+        """The row right after which each task was learnt; -1 if never."""
+        return self.matrices[0].own_T
+
+    def end(self, task: str, of: str = "value_RT") -> float:
+        """Return how a task ends (last row; own stage if tuned directly), NaN if not evaluated."""
+        if task not in self.tasks:
+            return float("nan")
+        column = self.tasks.index(task)
+        return getattr(self, of)[self.matrices[0].end_T[column], column]
+
+    def own(self, task: str) -> float:
+        """Return the score right after a task's own stage, NaN where it was never learnt."""
+        if task not in self.tasks or self.own_T[self.tasks.index(task)] < 0:
+            return float("nan")
+        column = self.tasks.index(task)
+        return self.value_RT[self.own_T[column], column]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All numbers of a study; `first_cells` gives a cell of each task, for metric and n."""
+
+    view: StudyView
+    groups: tuple[Group, ...]
+    metrics: dict[str, tuple[str, str, int]]  # task -> metric, version, number of examples
+    unbounded: tuple[str, ...]  # tasks with a score above 100
+
+    @property
+    def sequential(self) -> tuple[Group, ...]:
+        """The groups in which something can be forgotten, in the study's order."""
+        return tuple(group for group in self.groups if group.sequential)
+
+    @property
+    def references(self) -> tuple[Group, ...]:
+        """Zero-shot, direct, joint and control groups, in the study's order."""
+        return tuple(group for group in self.groups if not group.sequential)
+
+    @cached_property
+    def settings(self) -> dict[str, tuple[Group, ...]]:
+        """Sequential groups that share model and order, by a name for files ("" if only one)."""
+        found: dict[tuple[str, str], list[Group]] = {}
+        for group in self.sequential:
+            found.setdefault((group.view.model, group.view.order), []).append(group)
+        if len(found) == 1:
+            return {"": tuple(next(iter(found.values())))}
+        return {slug("-".join(key)): tuple(groups) for key, groups in found.items()}
+
+    def reference(self, protocol: str, model: str) -> Group | None:
+        """Return the first reference of a protocol for a model."""
+        for group in self.references:
+            if group.view.protocol == protocol and group.view.model == model:
+                return group
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know before averaging or comparing."""
+        notes = []
+        used = Counter((metric, version) for metric, version, _ in self.metrics.values())
+        if len(used) > 1:
+            which = ", ".join(
+                f"{metric} version {version} ({count} of {used.total()} tasks)"
+                for (metric, version), count in used.most_common()
+            )
+            notes.append(f"Averages mix metrics: {which}.")
+        if self.unbounded:
+            which = ", ".join(self.view.task(task).title for task in self.unbounded)
+            notes.append(
+                f"Not percentages: {which} can score above 100, so averages over these and the "
+                "other tasks weigh them by their scale."
+            )
+        return tuple(notes)
+
+
+def slug(text: str) -> str:
+    """Return a name that is safe in file names, HTML ids and LaTeX labels."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def read_results(view: StudyView) -> Results:
+    """Read every cell of a study and compute its aggregates; ValueError names a bad cell."""
+    reader = CellReader()
+    names = tuple(task.name for task in view.tasks)
+    matrices = [read_matrix(experiment, names, reader) for experiment in view.experiments]
+    samples = _sample_cells(matrices)
+    keyed: dict[tuple[str, ...], list[Matrix]] = {}
+    for matrix in matrices:
+        e = matrix.experiment
+        keyed.setdefault((e.name, e.model, e.method, e.order), []).append(matrix)
+    joints = {
+        members[0].experiment.model: (members, _pool([_grid(m, samples) for m in members]))
+        for members in reversed(keyed.values())
+        if members[0].experiment.protocol == JOINT
+    }
+    names_seen = Counter(key[0] for key in keyed)
+    groups: list[Group] = []
+    baseline: dict[str, tuple[str, np.ndarray]] = {}
+    for key, members in keyed.items():
+        joint = joints.get(key[1])
+        groups.append(_group(members, samples, joint, names_seen[key[0]] > 1, baseline))
+    first = {task: cell for task, (cell, _) in reader.first.items()}
+    return Results(
+        view=view,
+        groups=tuple(groups),
+        metrics={t: (first[t].metric, first[t].version, first[t].n) for t in names if t in first},
+        unbounded=tuple(t for t in names if any(_above_100(m, t) for m in matrices)),
+    )
+
+
+def _sample_cells(matrices: list[Matrix]) -> dict[Path, np.ndarray]:
+    """Return for each cell its score and resampled scores (1 + resamples,), in percent."""
+    by_task: dict[str, dict[Path, np.ndarray]] = {}
+    for matrix in matrices:
+        for (_, task), cell in matrix.cells.items():
+            by_task.setdefault(task, {})[cell.path] = cell.score_N
+    samples = {}
+    for task, scores in by_task.items():
+        score_KN = np.stack(list(scores.values()))
+        all_BK = np.vstack([score_KN.mean(1), resampled_means(score_KN, task)]) * 100
+        samples.update(zip(scores, all_BK.T, strict=True))
+    return samples
+
+
+def _grid(matrix: Matrix, samples: dict[Path, np.ndarray]) -> np.ndarray:
+    """Return a matrix with its resamples, (1 + resamples, R, T)."""
+    return np.moveaxis(matrix.grid(lambda cell: samples[cell.path]), -1, 0)
+
+
+def _pool(grids: list[np.ndarray]) -> np.ndarray:
+    """Pool seeds of arrays whose first entry is the measured one, the others resamples."""
+    stacked = np.stack(grids)
+    return np.concatenate([stacked[:, 0].mean(0)[None], pool_seeds(stacked[:, 1:])])
+
+
+def _group(members, samples, joint, ambiguous: bool, baseline) -> Group:
+    view = members[0].experiment
+    grids = [_grid(matrix, samples) for matrix in members]
+    each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
+    pooled = {name: _pool([one[name] for one in each]) for name in each[0]}
+    if view.protocol == SEQUENTIAL and "average_accuracy" in pooled:
+        name, base = baseline.setdefault(view.model, (view.name, pooled["average_accuracy"]))
+        if base is not pooled["average_accuracy"]:
+            pooled[f"average_accuracy_minus_{name}"] = pooled["average_accuracy"] - base
+    all_BRT = _pool(grids)
+    low_RT, high_RT = interval(all_BRT[1:])
+    detail = f"{view.model} {view.order}".strip() if ambiguous else ""
+    return Group(
+        slug=slug(f"{view.name} {detail}"),
+        title=f"{view.title} ({detail})" if detail else view.title,
+        matrices=tuple(members),
+        value_RT=all_BRT[0],
+        low_RT=low_RT,
+        high_RT=high_RT,
+        kind_RT=np.mean([m.grid(lambda cell: cell.right_kind) for m in members], axis=0),
+        estimates=_estimates(pooled),
+        by_seed=tuple(_estimates(one) for one in each),
+    )
+
+
+def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint) -> Samples:
+    """Return the aggregates of one experiment that its evaluated cells allow."""
+    protocol = matrix.experiment.protocol
+    if protocol != SEQUENTIAL:
+        end_T = matrix.end_T
+        all_BT = all_BRT[:, end_T, np.arange(len(end_T))]
+        if protocol == DIRECT:
+            all_BT = all_BT[:, end_T >= 0]
+        samples = {"average_accuracy": average_accuracy(all_BT[:, None], end_T)}
+    else:
+        learnt_T = matrix.own_T >= 0
+        a, own_T = all_BRT[:, :, learnt_T], matrix.own_T[learnt_T]
+        names = [task for task, learnt in zip(matrix.tasks, learnt_T, strict=True) if learnt]
+        joint_T = _joint_scores(joint, names)
+        samples = {}
+        for aggregate in AGGREGATES:
+            if aggregate.name != "intransigence":
+                samples[aggregate.name] = aggregate.compute(a, own_T)
+            elif joint_T is not None:
+                samples[aggregate.name] = aggregate.compute(a, own_T, joint_T)
+    return {name: value for name, value in samples.items() if np.isfinite(value).all()}
+
+
+def _joint_scores(joint, tasks: list[str]) -> np.ndarray | None:
+    """Return the scores after joint training as (1 + resamples, T), if it saw all the tasks."""
+    if joint is None:
+        return None
+    members, all_BRT = joint
+    if not set(tasks) <= set(members[0].tasks):
+        return None
+    return all_BRT[:, -1, [members[0].tasks.index(task) for task in tasks]]
+
+
+def _estimates(samples: Samples) -> dict[str, Estimate]:
+    estimates = {}
+    for name, value in samples.items():
+        low, high = interval(value[1:])
+        estimates[name] = Estimate(float(value[0]), float(low), float(high))
+    return estimates
+
+
+def _above_100(matrix: Matrix, task: str) -> bool:
+    return any(cell.value > 100 for (_, name), cell in matrix.cells.items() if name == task)

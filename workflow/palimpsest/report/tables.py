@@ -1,0 +1,264 @@
+"""Tables: CSV and Parquet for programs, Markdown and LaTeX for papers, text for a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from palimpsest.report.aggregates import AGGREGATES
+from palimpsest.report.results import Estimate, Group, Results
+
+LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "→": r"$\to$", "−": "$-$", "–": "--", "±": r"$\pm$", "[": "{[}", "]": "{]}",
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ for programs
+
+
+def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
+    """Return every cell, long form; `of` is "value" (the metric) or "right_kind", in percent."""
+    rows = []
+    for group in results.groups:
+        for matrix in group.matrices:
+            view = matrix.experiment
+            for (index, task), cell in matrix.cells.items():
+                stage = view.rows[index]
+                rows.append({
+                    **_identity(results, view),
+                    "lineage": stage.lineage, "stage": stage.stage, "task": task,
+                    "metric": cell.metric if of == "value" else of,
+                    "version": cell.version, "value": getattr(cell, of), "n": cell.n,
+                })  # fmt: skip
+    frame = pd.DataFrame(rows)
+    depth = frame["lineage"].str.count("/") + (frame["lineage"] != "base")
+    keys = ["benchmark", "model", "method", "order", "seed", "depth", "lineage", "task"]
+    return frame.assign(depth=depth).sort_values(keys, ignore_index=True).drop(columns="depth")
+
+
+def summary_frame(results: Results) -> pd.DataFrame:
+    """Return every aggregate with its interval; seed "all" pools several seeds."""
+    rows = []
+    for group in results.groups:
+        named = [(_identity(results, m.experiment), e) for m, e in _seeds(group)]
+        if len(group.matrices) == 1:
+            named = [(named[0][0], group.estimates)]
+        else:
+            named.append(({**named[0][0], "seed": "all"}, group.estimates))
+        for identity, estimates in named:
+            for metric, e in estimates.items():
+                ends = {"value": e.value, "low": e.low, "high": e.high}
+                rows.append({**identity, "metric": metric, **ends})
+    keys = ["benchmark", "model", "method", "order", "seed", "metric"]
+    return pd.DataFrame(rows).sort_values(keys, ignore_index=True)
+
+
+def task_frame(results: Results) -> pd.DataFrame:
+    """Return the tasks with the score of the most frequent training answer (chance, percent)."""
+    rows = []
+    for task in results.view.tasks:
+        metric, version, n = results.metrics.get(task.name, (task.metric, "", 0))
+        rows.append({
+            "task": task.name, "title": task.title, "category": task.category, "metric": metric,
+            "version": version, "n": n, "chance": task.chance,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def cost_frame(results: Results) -> pd.DataFrame | None:
+    """Return what the stages of each experiment cost, from their stage.json; None if none has."""
+    rows = []
+    for group in results.groups:
+        for matrix in group.matrices:
+            costs = [cost for path in _stage_files(matrix) if (cost := _cost(path))]
+            if costs:
+                rows.append({
+                    "method": matrix.experiment.name, "title": group.title,
+                    "seed": _text(matrix.experiment.seed), "stages": len(costs),
+                    "samples": sum(cost["samples"] for cost in costs),
+                    "steps": sum(cost["steps"] for cost in costs),
+                    "wall_seconds": sum(cost["wall_seconds"] for cost in costs),
+                    "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
+                })  # fmt: skip
+    return pd.DataFrame(rows) if rows else None
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV (4 decimals, the same bytes for the same numbers) and as Parquet."""
+    floats = frame.select_dtypes("float").columns
+    rounded = frame.assign(**{name: frame[name].round(4) + 0.0 for name in floats})
+    rounded.to_csv(path.with_suffix(".csv"), index=False, float_format="%.4f", lineterminator="\n")
+    frame.to_parquet(path.with_suffix(".parquet"), index=False)
+
+
+def _seeds(group: Group):
+    return zip(group.matrices, group.by_seed, strict=True)
+
+
+def _identity(results: Results, view) -> dict[str, str]:
+    return {
+        "benchmark": results.view.benchmark, "model": view.model, "method": view.name,
+        "order": view.order, "seed": _text(view.seed),
+    }  # fmt: skip
+
+
+def _text(seed: int | None) -> str:
+    return "" if seed is None else str(seed)
+
+
+def _stage_files(matrix) -> list[Path]:
+    """Return stage.json of each row that was trained, found beside the row's cells."""
+    rows = [row for row in matrix.experiment.rows if row.learnt and row.cells]
+    return [Path(next(iter(row.cells.values()))).parents[1] / "stage/stage.json" for row in rows]
+
+
+def _cost(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    stage = json.loads(path.read_text())
+    wanted = ("samples", "steps", "wall_seconds", "peak_memory_bytes")
+    return stage if all(isinstance(stage.get(key), int | float) for key in wanted) else None
+
+
+# --------------------------------------------------------------------------------- for papers
+
+
+Table = tuple[str, str, list[str], list[list[str]]]  # name, caption, header, rows of text
+
+
+def matrix_table(results: Results, group: Group) -> Table:
+    """Return the accuracy matrix of a group: a row a stage, chance below."""
+    titles = [results.view.task(task).title for task in group.tasks]
+    rows = [
+        [stage_title(results, row.stage), *map(score, value_T)]
+        for row, value_T in zip(group.view.rows, group.value_RT, strict=True)
+    ]
+    rows.append(["chance", *[score(results.view.task(task).chance) for task in group.tasks]])
+    caption = (
+        f"Accuracy matrix of {group.title}: score (%) on each task (column) after each stage (row)"
+    )
+    return f"matrix-{group.slug}", caption, ["after stage", *titles], rows
+
+
+def comparison_table(results: Results) -> Table:
+    """Return the aggregates of every group with their 95 % intervals."""
+    present = [a for a in AGGREGATES if any(a.name in g.estimates for g in results.groups)]
+    rows = [
+        [group.title, *[with_interval(group.estimates.get(a.name)) for a in present]]
+        for group in results.groups
+    ]
+    caption = (
+        "Method comparison: accuracies in %, BWT, forgetting, transfer and intransigence in "
+        "percentage points, with 95 % bootstrap intervals"
+    )
+    return "comparison", caption, ["", *[a.title for a in present]], rows
+
+
+def task_table(results: Results) -> Table:
+    """Return a row a task: chance, references, and own stage → last stage of each sequence."""
+    header = ["task", "metric", "n", "chance", *[g.title for g in results.groups]]
+    rows = []
+    for task in results.view.tasks:
+        metric, version, n = results.metrics.get(task.name, (task.metric, "", 0))
+        cells = [
+            f"{score(g.own(task.name))} → {score(g.end(task.name))}"
+            if g.sequential
+            else score(g.end(task.name))
+            for g in results.groups
+        ]
+        rows.append([task.title, f"{metric} {version}".strip(), str(n), score(task.chance), *cells])
+    caption = (
+        "Score (%) on each task; for a sequence: right after its own stage → after the last stage. "
+        "Chance is the score of always giving the most frequent training answer"
+    )
+    return "tasks", caption, header, rows
+
+
+def paper_tables(results: Results) -> list[Table]:
+    """Return the method comparison, the scores by task, and the matrix of each sequence."""
+    matrices = [matrix_table(results, group) for group in results.sequential]
+    return [comparison_table(results), task_table(results), *matrices]
+
+
+def stage_title(results: Results, stage: str) -> str:
+    """Return how a row is called: the titles of the tasks that its step learnt."""
+    titles = {task.name: task.title for task in results.view.tasks}
+    return " + ".join(titles.get(name, name) for name in stage.split("+"))
+
+
+def score(value: float) -> str:
+    """Write a score with one decimal; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+def signed(value: float) -> str:
+    """Write a score, its minus as the typographic one."""
+    return score(value).replace("-", "−")
+
+
+def with_interval(e: Estimate | None) -> str:
+    """Write an estimate as `value [low, high]`."""
+    return "–" if e is None else f"{signed(e.value)} [{signed(e.low)}, {signed(e.high)}]"
+
+
+def markdown(table: Table) -> str:
+    """Return a table as GitHub Markdown."""
+    _, caption, header, rows = table
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
+    return f"{caption}.\n\n{body}\n"
+
+
+def latex(table: Table) -> str:
+    """Return a table as LaTeX that needs the booktabs package."""
+    name, caption, header, rows = table
+    head, *body = [" & ".join(map(_latex_text, row)) + r" \\" for row in [header, *rows]]
+    return "\n".join([
+        r"\begin{table}", r"  \centering", rf"  \caption{{{_latex_text(caption)}.}}",
+        rf"  \label{{tab:{name}}}", rf"  \begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"    \toprule", f"    {head}", r"    \midrule", *[f"    {row}" for row in body],
+        r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return "".join(LATEX_SPECIAL.get(char, char) for char in text)
+
+
+# ------------------------------------------------------------------------------ for a terminal
+
+
+def terminal(results: Results) -> str:
+    """Return the forgetting table: aggregates of each group, then own → last for each task."""
+    names = ("average_accuracy", "learning_accuracy", "bwt_coin", "forgetting")
+    short = ("after the last stage", "just learnt", "BWT (CoIN: /T)", "forgetting (/(T-1))")
+    first = [["", *short]] + [
+        [group.title, *[_plain(group.estimates.get(name)) for name in names]]
+        for group in results.groups
+    ]
+    sequences = results.sequential
+    second = [["own stage → last (%)", "chance", *[g.title for g in sequences]]]
+    for task in results.view.tasks:
+        pairs = [f"{g.own(task.name):.1f} → {g.end(task.name):5.1f}" for g in sequences]
+        second.append([task.title, f"{task.chance:.1f}", *[p.replace("nan", "–") for p in pairs]])
+    title = f"{results.view.title}: what was learnt, and what was kept (%, 95 % intervals)"
+    blocks = [title, _columns(first), *([_columns(second)] if sequences else []), *results.notes]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _plain(e: Estimate | None) -> str:
+    return "" if e is None else f"{e.value:.1f} [{e.low:.1f}, {e.high:.1f}]"
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    rule = "─" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]])
