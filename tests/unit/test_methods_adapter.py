@@ -7,12 +7,13 @@ from pathlib import Path
 
 import peft
 import pytest
-import tiny
 import torch
-from palimpsest.methods import adapter
-from palimpsest.methods.settings import Lora, MoELora
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+import tiny
+from palimpsest.methods import adapter
+from palimpsest.methods.settings import Lora, MoELora
 
 LORA = Lora(name="lora", rank=4, alpha=8)
 MOELORA = MoELora(name="moelora", rank=4, alpha=8, experts=2)
@@ -54,6 +55,7 @@ def logits(model: nn.Module) -> Tensor:
 def test_an_untrained_adapter_changes_nothing(settings):
     base, model = tiny.tiny_llava(), attached(settings)
     assert type(model) is type(base)
+    assert not any(module.training for module in model.modules())  # as the base was
     assert torch.equal(logits(model), logits(base))
     batch = tiny.tiny_batch()
     assert torch.equal(
@@ -147,6 +149,20 @@ def test_a_state_that_is_not_whole_is_not_saved(settings, tmp_path):
 
 
 @every_adapter
+def test_a_model_that_is_sharded_saves_what_was_gathered_from_it(settings, tmp_path):
+    part, model = adapter.build(settings), trained(settings)
+    expected, gathered = logits(model), {n: p.detach() for n, p in state_of(model).items()}
+    for parameter in state_of(model).values():  # as ZeRO-3 leaves a parameter
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    with pytest.raises(ValueError, match="has shape"):
+        part.save(state_of(model), tmp_path, model, BASE)
+    part.save(gathered, tmp_path, model, BASE)
+    fresh = attached(settings, seed=2)
+    part.load(fresh, tmp_path)
+    assert torch.equal(logits(fresh), expected)
+
+
+@every_adapter
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
@@ -189,6 +205,7 @@ def test_merged_lora_is_the_plain_model_with_the_same_outputs():
     expected = logits(model)
     adapter.build(LORA).merge(model)
     assert model.state_dict().keys() == base.state_dict().keys()
+    assert not hasattr(model, "peft_config")  # else PEFT would count it as a second adapter
     torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
     model.load_state_dict(base.state_dict())  # as evaluation restores the base
     assert torch.equal(logits(adapter.build(LORA).attach(model, tiny.TARGETS)), logits(base))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+import tiny
 from palimpsest.methods import adapter
 from palimpsest.methods.moelora import MoELoRALinear
 from palimpsest.methods.settings import Lora
 from palimpsest.methods.settings import MoELora as Settings
-from pydantic import ValidationError
-from torch import Tensor, nn
 
 
 def settings_of(experts: int = 4, each: int = 2, dropout: float = 0.0) -> Settings:

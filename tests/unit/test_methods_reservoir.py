@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2, chisquare
+
 from palimpsest import methods
 from palimpsest.methods import reservoir
 from palimpsest.methods.settings import Reservoir
-from scipy.stats import chi2, chisquare
 
 streams = st.lists(st.integers(0, 20), max_size=5)  # lengths of one stage's stream after another
 

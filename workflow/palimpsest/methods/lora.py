@@ -38,7 +38,7 @@ class Lora(adapter.Adapter):
         )
         model = inject_adapter_in_model(config, model, _NAME)
         cast_adapter_dtype(model, _NAME)  # to fp32, as `get_peft_model` does and injection does not
-        return model
+        return model.train(model.training)  # PEFT's dropout is in training mode in any model
 
     def merge(self, model: nn.Module) -> None:
         """See `Adapter.merge`; exact up to one rounding to the base weights' precision."""

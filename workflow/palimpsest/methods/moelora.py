@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.files import write_json
-from palimpsest.methods import adapter, settings
+from palimpsest.methods import adapter
+from palimpsest.methods import settings as s
 
 
 class MoELoRALinear(nn.Module):
@@ -29,7 +30,7 @@ class MoELoRALinear(nn.Module):
     The adapters of a half-precision layer are in fp32: the input is cast to it, the output back.
     """
 
-    def __init__(self, base_layer: nn.Linear, settings: settings.MoELora) -> None:
+    def __init__(self, base_layer: nn.Linear, settings: s.MoELora) -> None:
         super().__init__()
         weight = base_layer.weight
         new = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
