@@ -1,0 +1,38 @@
+"""Real handwriting: scikit-learn's digits (Alpaydin and Kaynak, UCI 1998), 1797 scans of 8 x 8 pixels.
+
+Each split of a task has scans of its own, so that no test scan is ever trained on.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from palimpsest.data.pictures.drawing import Random, pick
+from palimpsest.data.pictures.strokes import place_character
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_SHARES = {"train": (0.0, 0.64), "validation": (0.64, 0.8), "test": (0.8, 1.0)}
+_SPLIT_SEED = 1998  # fixed: which scan is in which split must not change with a task's seed
+
+
+@lru_cache(maxsize=None)
+def scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scans of a split: images (N, 8, 8) of 0..255, digits (N), indices in scikit-learn's order (N)."""
+    from sklearn.datasets import load_digits  # slow to import, and only one task needs it
+
+    digits = load_digits()
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits.target))
+    start, end = (int(share * len(order)) for share in _SHARES[split])
+    index = np.sort(order[start:end])
+    images = (digits.images[index] * (255 / 16)).astype(np.uint8)
+    return images, digits.target[index], index
+
+
+def handwritten_digit(random: Random, split: str) -> tuple[Image.Image, str]:
+    """A scan of the split, at a random size, place and contrast, and the digit's name."""
+    images, targets, _ = scans(split)
+    digit = int(random.integers(10))
+    scan = images[pick(random, np.flatnonzero(targets == digit))]
+    picture, _ = place_character(random, Image.fromarray(scan))
+    return picture, NAMES[digit]

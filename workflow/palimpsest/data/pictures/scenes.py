@@ -1,0 +1,181 @@
+"""The eight scenes of the demo benchmark: a picture, a question and its answer, from a generator.
+
+Each mirrors a category of CoIN. Questions come without the task's instruction, which the task's
+YAML adds. Words are shared between tasks (colours, shapes, numbers), so that they can disturb one another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from palimpsest.data.pictures.drawing import (
+    CELL, CELLS, COLOURS, SHAPES, SIDE, WHITE, Box, Random, Thing, background, blur, box_in_grid,
+    darken, draw_thing, letters, pick, sample, write,
+)  # fmt: skip
+from palimpsest.data.pictures.handwriting import handwritten_digit
+from palimpsest.data.pictures.layouts import bar_chart, in_cells, panel, scattered, some_thing
+
+UNANSWERABLE = "unanswerable"
+GENRES = {"red": "romance", "blue": "science", "green": "travel", "yellow": "cooking"}
+_CHARTS = ("the rain of three towns", "the milk of three farms", "the snow of three days")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a scene gives: a picture, its question and answer, and what the metric needs."""
+
+    picture: Image.Image
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    box: Box | None = None
+
+
+def choice(random: Random, split: str) -> Drawn:
+    """A chart or a box of toys, a line of context, three options in random order."""
+    if random.random() < 0.5:
+        picture, bars = bar_chart(random, 3)
+        which = pick(random, ("tallest", "shortest"))
+        context = f"The bars show {pick(random, _CHARTS)}."
+        question, right, options = f"Which bar is the {which}?", bars.extreme(which), bars.colours
+    else:
+        picture, things = in_cells(random, 3, unique=True)
+        thing, context = pick(random, things), "A box with three toys."
+        question, right = f"Which colour is the {thing.shape}?", thing.colour
+        options = tuple(t.colour for t in things)
+    options = tuple(sample(random, options, 3))
+    listed = "\n".join(f"{letter}. {o}" for letter, o in zip("ABC", options, strict=True))
+    answer = "ABC"[options.index(right)]
+    return Drawn(picture, f"Context: {context}\n{question}\n{listed}", answer, options)
+
+
+def reading(random: Random, split: str) -> Drawn:
+    """A street of one or two signs among shapes; one of the signs is to be read."""
+    picture = background(random)
+    rows = [int(r) for r in random.permutation(CELLS)]
+    signs = sample(random, list(COLOURS), int(random.integers(1, 3)))
+    texts = []
+    for colour, row in zip(signs, rows, strict=False):
+        text = letters(random, int(random.integers(3, 5)))
+        column = int(random.integers(0, CELLS - len(text) + 1))
+        panel(picture, colour, column, row, len(text))
+        write(picture, text, column, row * CELL, WHITE)
+        texts.append(text)
+    for row in rows[len(signs) :]:
+        colour, shape = some_thing(random)
+        x = int(random.integers(0, SIDE - 13))
+        draw_thing(picture, Thing(colour, shape, (x, row * CELL + 1, x + 13, row * CELL + 14)))
+    return Drawn(picture, f"What does the {signs[0]} sign say?", texts[0])
+
+
+def digits(random: Random, split: str) -> Drawn:
+    """A digit written by a hand that the split alone has."""
+    picture, name = handwritten_digit(random, split)
+    return Drawn(picture, "Which digit is written here?", name)
+
+
+def _beside(thing: Thing, things: list[Thing], direction: str) -> list[Thing]:
+    """The things in the same row (or column) that lie in a direction."""
+    def lies(other: Thing) -> bool:
+        match direction:
+            case "left of":
+                return other.row == thing.row and other.column < thing.column
+            case "right of":
+                return other.row == thing.row and other.column > thing.column
+            case "above":
+                return other.column == thing.column and other.row < thing.row
+            case _:
+                return other.column == thing.column and other.row > thing.row
+    return [other for other in things if other is not thing and lies(other)]  # fmt: skip
+
+
+def line_and_corner(random: Random) -> list[int]:
+    """Four cells: two or three in one row or column, so that things stand beside one another."""
+    line = int(random.integers(CELLS))
+    across = random.random() < 0.5
+    cells = [line * CELLS + k if across else k * CELLS + line for k in range(CELLS)]
+    rest = [cell for cell in range(CELLS * CELLS) if cell not in cells]
+    return sample(random, cells, 2) + sample(random, rest, 2)
+
+
+def relations(random: Random, split: str) -> Drawn:
+    """Four things; what lies left of, right of, above or below one of them?"""
+    while True:
+        picture, things = in_cells(random, 4, unique=True, cells=line_and_corner(random))
+        thing = pick(random, things)
+        direction = pick(random, ("left of", "right of", "above", "below"))
+        found = _beside(thing, things, direction)
+        if len(found) == 1:
+            return Drawn(picture, f"What is {direction} the {thing.name}?", found[0].shape)
+
+
+def answerable(random: Random, split: str) -> Drawn:
+    """A colour is asked for; two pictures in five do not tell it: blurred, dark, or nothing of that shape."""
+    picture, things = in_cells(random, int(random.integers(2, 4)), unique=True)
+    thing, chance = pick(random, things), random.random()
+    shape, answer = thing.shape, thing.colour
+    if chance < 0.4:
+        answer = UNANSWERABLE
+        if chance < 0.2:
+            shape = pick(random, [s for s in SHAPES if all(t.shape != s for t in things)])
+        else:
+            picture = blur(picture, 7) if chance < 0.3 else darken(picture, 0.12)
+    else:
+        picture = blur(picture, float(random.random() * 0.8))
+    return Drawn(picture, f"What colour is the {shape}?", answer)
+
+
+def grounding(random: Random, split: str) -> Drawn:
+    """Two to four things of many sizes; the box of one of them."""
+    picture, things = scattered(random, int(random.integers(2, 5)))
+    thing = pick(random, things)
+    answer = "[" + ",".join(str(v) for v in box_in_grid(thing.box)) + "]"
+    return Drawn(picture, f"Give the bounding box of the {thing.name}.", answer, box=thing.box)
+
+
+def counting(random: Random, split: str) -> Drawn:
+    """How many, is there, and what colour."""
+    picture, things = in_cells(random, int(random.integers(2, 7)))
+    kind = int(random.integers(3))
+    if kind == 0:
+        thing = pick(random, things)
+        shapes = sum(t.shape == thing.shape for t in things)
+        return Drawn(picture, f"How many {thing.shape} shapes are there?", str(shapes))
+    if kind == 1:
+        there = random.random() < 0.5
+        names = {t.name for t in things}
+        asked = pick(random, things).name if there else " ".join(some_thing(random))
+        while not there and asked in names:
+            asked = " ".join(some_thing(random))
+        return Drawn(picture, f"Is there a {asked}?", "yes" if there else "no")
+    single = [t for t in things if sum(o.shape == t.shape for o in things) == 1]
+    if not single:
+        return counting(random, split)
+    thing = pick(random, single)
+    return Drawn(picture, f"What colour is the {thing.shape}?", thing.colour)
+
+
+def card(random: Random, split: str) -> Drawn:
+    """The cover of a book: its title, its author, and a kind that only its colour tells."""
+    colour = pick(random, list(GENRES))
+    picture = background(random)
+    draw = ImageDraw.Draw(picture)
+    cover = tuple(int(v * 0.6) for v in COLOURS[colour])
+    draw.rounded_rectangle((0, 0, SIDE - 1, SIDE - 1), 4, fill=cover)
+    title, author = letters(random, 4), letters(random, int(random.integers(2, 4)))
+    write(picture, title, 0, CELL, WHITE)
+    draw.line((4, 2 * CELL + 8, SIDE - 5, 2 * CELL + 8), fill=WHITE)
+    write(picture, author, 0, 3 * CELL, WHITE)
+    question, answer = pick(random, [
+        ("What is the title of this book?", title),
+        ("Who wrote this book?", author),
+        ("What kind of book is this?", GENRES[colour]),
+    ])  # fmt: skip
+    return Drawn(picture, question, answer)
+
+
+SCENES: dict[str, Callable[[Random, str], Drawn]] = {
+    scene.__name__: scene
+    for scene in (choice, reading, digits, relations, answerable, grounding, counting, card)
+}
