@@ -24,6 +24,7 @@ from palimpsest.lineage import check_task_name
 from palimpsest.methods.settings import Adapter, Rehearsal, Settings, Training
 
 PACKAGE = Path(__file__).parent
+LONGEST_FOUND = 80  # characters of a value that is shown in a message
 
 
 class ConfigError(ValueError):
@@ -278,16 +279,15 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     known = sorted(known)
     if name not in known:
         raise ValueError(
-            f"there is no {what} {name!r}{nearest(name, known)}. "
-            f"Known: {', '.join(known) or 'none'}"
+            f"there is no {what} {name!r}{nearest(name, known)} Known: {', '.join(known) or 'none'}"
         )
     return name
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean …?" with the nearest known name, or nothing."""
+    """Return ", did you mean …?" with the nearest known name, or a full stop."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f", did you mean {match[0]!r}?" if match else ""
+    return f", did you mean {match[0]!r}?" if match else "."
 
 
 def modules(package: str) -> set[str]:
@@ -312,17 +312,33 @@ def _extended(content: dict[str, Any], path: Path, heirs: tuple[Path, ...] = ())
 
 def _explain(path: Path, kind: type[BaseModel], error: dict[str, Any]) -> str:
     """Write one pydantic error as file, key, what was found, what is allowed, nearest name."""
-    key = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+    key = _key(kind, error["loc"])
     message = error["msg"].removeprefix("Value error, ")
+    found = repr(error["input"])
     match error["type"]:
         case "extra_forbidden":
             known = _fields_at(kind, error["loc"][:-1])
             message = f"unknown key{nearest(str(error['loc'][-1]), known)}"
-            message += f". Allowed: {', '.join(known)}" if known else ""
+            message += f" Allowed: {', '.join(known)}"
         case "missing":
             message = "this key is required"
-        case _:
-            message = f"found {error['input']!r}: {message}"
+        case "literal_error":
+            known = re.findall(r"'(.*?)'", error["ctx"]["expected"])
+            message = f"found {found}{nearest(found, known)} Allowed: {', '.join(known)}"
+        case "union_tag_not_found":
+            message = "a name is required, which says what part it is"
+        case "union_tag_invalid":
+            tag, known = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "")
+            key = f"{key}.name"
+            message = f"found {tag!r}{nearest(tag, known.split(', '))} Allowed: {known}"
+        case "tuple_type":
+            message = f"found {found}: should be a list"
+        case "model_type" | "model_attributes_type":
+            message = f"found {found}: should be keys and values"
+        case "value_error" if found in message:
+            pass
+        case _ if len(found) <= LONGEST_FOUND:
+            message = f"found {found}: {message}"
     return f"{path}: {key}: {message}"
 
 
@@ -342,6 +358,13 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
 
 
+def _key(kind: type[BaseModel], location: tuple[Any, ...]) -> str:
+    """Write a location as a person finds it in the file: without the tags that choose a part."""
+    parts = [part for f in kind.model_fields.values() for part in _models_in(f.annotation)]
+    tags = {tag for part in parts for tag in _names_of(part)}
+    return ".".join(str(name) for name in location if name not in tags) or "(whole file)"
+
+
 def _names_of(model: type[BaseModel]) -> tuple[str, ...]:
     """The values of the tag by which a part is chosen, such as `lora`."""
     field = model.model_fields.get("name")
@@ -354,7 +377,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = []
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = key_node.value
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.YAMLError(f"key {key!r} stands twice, again in line {line}")

@@ -79,10 +79,9 @@ def plan(name: str) -> Plan:
         _known(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
         _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
+    methods = dict.fromkeys(study.methods, f"{where}: methods")
     for key, reference in study.references.items():
         _check_reference(f"{where}: references.{key}", key, study, benchmark)
-    methods = {method: f"{where}: methods" for method in study.methods}
-    for key, reference in study.references.items():
         if reference.method:
             methods.setdefault(reference.method, f"{where}: references.{key}.method")
     for model_name in study.models:
@@ -200,9 +199,10 @@ def _check_batch(model_name: str, model: Model, method_name: str, method: Method
     if batch % (micro * ranks):
         reachable = max(1, batch // (micro * ranks)) * micro * ranks
         raise ConfigError(
-            f"{CONFIG}/methods/{method_name}.yaml: training.batch: {batch} cannot be reached by "
-            f"{ranks} ranks with micro_batch {micro} of {CONFIG}/models/{model_name}.yaml; "
-            f"micro_batch x ranks x accumulation must give it exactly. Nearest: {reachable}"
+            f"{CONFIG}/methods/{method_name}.yaml: training.batch: {batch} cannot be reached with "
+            f"{ranks} ranks and micro_batch {model.micro_batch} "
+            f"({CONFIG}/models/{model_name}.yaml); micro_batch x ranks x accumulation must give "
+            f"it exactly. Nearest: {reachable}"
         )
 
 

@@ -1,0 +1,287 @@
+"""What is wrong in a configuration is said with file, key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from palimpsest.config import Benchmark, ConfigError, Method, Model, Task, load, one_of, read_yaml
+from palimpsest.study import plan
+
+
+def refusal():
+    """Return the message with which the study `small` is refused."""
+    with pytest.raises(ConfigError) as error:
+        plan("small")
+    return str(error.value)
+
+
+WRONG = {
+    "unknown key": (
+        ("tasks/signs", {"metrc": "exact_match"}),
+        "config/tasks/signs.yaml: metrc: unknown key, did you mean 'metric'? Allowed: "
+        "answer_format, category, citation, licence, max_new_tokens, metric, metric_options, "
+        "prompt, reader, source, title, version",
+    ),
+    "unknown key of a part": (
+        ("methods/lora", {"adapter__rnk": 3}),
+        "config/methods/lora.yaml: adapter.rnk: unknown key, did you mean 'rank'? "
+        "Allowed: alpha, dropout, name, rank",
+    ),
+    "unknown key of a nested part": (
+        ("small", {"references__direct__methd": "lora"}),
+        "config/small.yaml: references.direct.methd: unknown key, did you mean 'method'? "
+        "Allowed: benchmark, method, protocol, title",
+    ),
+    "unknown key like none": (
+        ("methods/lora", {"training__xyz": 3}),
+        "config/methods/lora.yaml: training.xyz: unknown key. Allowed: batch, betas, epochs, "
+        "gradient_clip, learning_rate, schedule, warmup, weight_decay",
+    ),
+    "unknown metric": (
+        ("tasks/signs", {"metric": "exact-match"}),
+        "config/tasks/signs.yaml: metric: there is no metric 'exact-match', "
+        "did you mean 'exact_match'? Known: box_iou, exact_match",
+    ),
+    "unknown option of a metric": (
+        ("tasks/signs", {"metric": "box_iou", "metric_options": {"gird": 3}}),
+        "config/tasks/signs.yaml: metric_options: found {'gird': 3}: there is no option of box_iou "
+        "'gird', did you mean 'grid'? Known: grid, threshold",
+    ),
+    "prompt without a question": (
+        ("tasks/signs", {"prompt": "Answer!"}),
+        "config/tasks/signs.yaml: prompt: found 'Answer!': must contain {question}",
+    ),
+    "bad regular expression": (
+        ("tasks/signs", {"answer_format": "[A-Z"}),
+        "config/tasks/signs.yaml: answer_format: found '[A-Z': not a regular expression "
+        "(unterminated character set at position 0)",
+    ),
+    "wrong type": (
+        ("tasks/signs", {"max_new_tokens": "many"}),
+        "config/tasks/signs.yaml: max_new_tokens: found 'many': Input should be a valid integer, "
+        "unable to parse string as an integer",
+    ),
+    "out of range": (
+        ("methods/lora", {"training__warmup": 1}),
+        "config/methods/lora.yaml: training.warmup: found 1: Input should be less than 1",
+    ),
+    "no list": (
+        ("small", {"models": "tiny"}),
+        "config/small.yaml: models: found 'tiny': should be a list",
+    ),
+    "no mapping": (
+        ("methods/lora", {"adapter": 3}),
+        "config/methods/lora.yaml: adapter: found 3: should be keys and values",
+    ),
+    "unknown word": (
+        ("methods/lora", {"training__schedule": "cosin"}),
+        "config/methods/lora.yaml: training.schedule: found 'cosin', did you mean 'cosine'? "
+        "Allowed: cosine, constant",
+    ),
+    "unknown adapter": (
+        ("methods/lora", {"adapter__name": "lorra"}),
+        "config/methods/lora.yaml: adapter.name: found 'lorra', did you mean 'lora'? "
+        "Allowed: lora, moelora",
+    ),
+    "adapter without a name": (
+        ("methods/lora", {"adapter": {"rank": 3, "alpha": 1}}),
+        "config/methods/lora.yaml: adapter: a name is required, which says what part it is",
+    ),
+    "rank that cannot be shared out": (
+        ("methods/lora", {"adapter": {"name": "moelora", "rank": 3, "alpha": 2, "experts": 2}}),
+        "config/methods/lora.yaml: adapter: found {'name': 'moelora', 'rank': 3, 'alpha': 2, "
+        "'experts': 2}: rank 3 cannot be shared out over 2 experts",
+    ),
+    "order that names a task twice": (
+        ("benchmarks/three", {"orders": {"first": ["signs", "signs"]}}),
+        "config/benchmarks/three.yaml: orders: found {'first': ['signs', 'signs']}: "
+        "order 'first' names task 'signs' twice",
+    ),
+    "order with other tasks": (
+        ("benchmarks/three", {"orders": {"first": ["signs"], "x": ["count"]}}),
+        "config/benchmarks/three.yaml: orders: found {'first': ['signs'], 'x': ['count']}: "
+        "order 'x' does not name the tasks of the first: count, signs",
+    ),
+    "task that cannot be a directory": (
+        ("benchmarks/three", {"orders": {"first": ["stage"]}}),
+        "config/benchmarks/three.yaml: orders: found {'first': ['stage']}: "
+        "task 'stage': the name is reserved (base, cells, resume, stage)",
+    ),
+    "unknown task": (
+        ("benchmarks/three", {"orders": {"first": ["signs", "cuont"]}}),
+        "config/benchmarks/three.yaml: orders: there is no task 'cuont', did you mean 'count'? "
+        "Known: boxes, count, signs",
+    ),
+    "unknown benchmark": (
+        ("small", {"benchmark": "thre"}),
+        "config/small.yaml: benchmark: there is no benchmark 'thre', did you mean 'three'? "
+        "Known: three, three-blind",
+    ),
+    "unknown order": (
+        ("small", {"orders": ["frist"]}),
+        "config/small.yaml: orders: there is no order 'frist', did you mean 'first'? "
+        "Known: first, second",
+    ),
+    "unknown method": (
+        ("small", {"methods": ["lroa"]}),
+        "config/small.yaml: methods: there is no method 'lroa', did you mean 'lora'? Known: lora",
+    ),
+    "unknown method of a reference": (
+        ("small", {"references__direct__method": "lroa"}),
+        "config/small.yaml: references.direct.method: there is no method 'lroa', "
+        "did you mean 'lora'? Known: lora",
+    ),
+    "unknown benchmark of a reference": (
+        ("small", {"references__blind__benchmark": "three-bind"}),
+        "config/small.yaml: references.blind.benchmark: there is no benchmark 'three-bind', "
+        "did you mean 'three-blind'? Known: three, three-blind",
+    ),
+    "unknown model": (
+        ("small", {"models": ["tyni"]}),
+        "config/small.yaml: models: there is no model 'tyni', did you mean 'tiny'? Known: tiny",
+    ),
+    "named twice": (
+        ("small", {"seeds": [0, 1, 0]}),
+        "config/small.yaml: seeds: found [0, 1, 0]: 0 is named twice",
+    ),
+    "method for nothing": (
+        ("small", {"references__zero-shot__method": "lora"}),
+        "config/small.yaml: references.zero-shot: protocol zero-shot, and only it, has no method",
+    ),
+    "reference named as a method": (
+        ("small", {"references": {"lora": {"title": "Zero", "protocol": "zero-shot"}}}),
+        "config/small.yaml: references.lora: the study has a method of this name; "
+        "call it otherwise",
+    ),
+    "batch that cannot be reached": (
+        ("methods/lora", {"training__batch": 10}),
+        "config/methods/lora.yaml: training.batch: 10 cannot be reached with 1 ranks and "
+        "micro_batch 4 (config/models/tiny.yaml); micro_batch x ranks x accumulation must give it "
+        "exactly. Nearest: 8",
+    ),
+    "key that stands twice": (
+        ("small", "title: a\nseeds: [0]\ntitle: b\n"),
+        "config/small.yaml: not valid YAML: key 'title' stands twice, again in line 3",
+    ),
+    "empty file": (("small", ""), "config/small.yaml: expected keys and values, found NoneType"),
+    "extends nothing": (
+        ("benchmarks/three", {"extends": "three-blnd"}),
+        "config/benchmarks/three.yaml: extends: there is no file 'three-blnd', "
+        "did you mean 'three-blind'? Known: three-blind",
+    ),
+    "extends itself": (
+        ("benchmarks/three", {"extends": "three"}),
+        "config/benchmarks/three.yaml: extends: there is no file 'three', "
+        "did you mean 'three-blind'? Known: three-blind",
+    ),
+    "extends in a circle": (
+        ("benchmarks/three", {"extends": "three-blind"}),
+        "config/benchmarks/three-blind.yaml: extends: there is no file 'three'. Known: none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said(workplace, case):
+    (name, content), message = WRONG[case]
+    if isinstance(content, str):
+        workplace.write(name, content)
+    else:
+        workplace.change(name, **content)
+    assert refusal() == message
+
+
+def test_everything_wrong_in_a_file_is_said_at_once(workplace):
+    workplace.write("tasks/signs", {"titel": "Signs", "reader": "renderd", "max_new_tokens": 0})
+    lines = refusal().splitlines()
+    assert all(line.startswith("config/tasks/signs.yaml: ") for line in lines)
+    keys = [line.split(": ")[1] for line in lines]
+    assert {"titel", "title", "reader", "max_new_tokens", "prompt"} <= set(keys)
+    assert "config/tasks/signs.yaml: prompt: this key is required" in lines
+
+
+def test_a_long_value_is_not_repeated(workplace):
+    workplace.change("tasks/signs", version="x" * 200)
+    assert "xxx" not in refusal()
+
+
+def test_an_unknown_study_is_refused(workplace):
+    with pytest.raises(ConfigError, match="no study 'smal', did you mean 'small'"):
+        plan("smal")
+
+
+def test_broken_yaml_is_refused_with_its_place(workplace):
+    workplace.write("small", "title: [1\nbenchmark: b\n")
+    assert 'in "config/small.yaml", line 2' in refusal()
+
+
+def test_micro_batch_adapts_to_many_ranks(workplace):
+    workplace.change("models/tiny", resources__ranks=4)
+    plan("small")  # batch 8 = micro-batch 2 x 4 ranks
+    workplace.change("methods/lora", training__batch=6)
+    assert "6 cannot be reached with 4 ranks and micro_batch 4" in refusal()
+
+
+def test_a_benchmark_is_derived_from_another(workplace):
+    blind = load(Benchmark, "three-blind")
+    assert blind.pictures == "blank"
+    assert blind.orders == load(Benchmark, "three").orders
+
+
+def test_objects_are_frozen(workplace):
+    with pytest.raises(ValueError, match="frozen"):
+        load(Task, "signs").metric = "box_iou"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        (Task, "tasks/signs", {"title": "Other", "category": "x", "licence": "y", "citation": "z"}),
+        (Task, "tasks/signs", {"metric": "box_iou", "metric_options": {"grid": 16}}),
+        (Task, "tasks/signs", {"answer_format": "[a-z]+", "max_new_tokens": 99}),
+        (Benchmark, "benchmarks/three", {"title": "Other", "description": "long"}),
+        (Model, "models/tiny", {"title": "Other", "micro_batch": 2, "resources__minutes": 9}),
+        (Method, "methods/lora", {"title": "Other", "source": "another"}),
+    ],
+)
+def test_what_cannot_change_a_stage_is_not_in_the_fingerprint(workplace, kind, name, change):
+    before = load(kind, name.split("/")[1])
+    workplace.change(name, **change)
+    after = load(kind, name.split("/")[1])
+    assert after != before
+    assert after.fingerprint == before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        (Task, "tasks/signs", {"source__seed": 22}),
+        (Task, "tasks/signs", {"prompt": "{question}"}),
+        (Task, "tasks/signs", {"version": 2}),
+        (Benchmark, "benchmarks/three", {"pictures": "blank"}),
+        (Model, "models/tiny", {"revision": "abc"}),
+        (Model, "models/tiny", {"precision": "bf16"}),
+        (Model, "models/tiny", {"chat__user": "{question}"}),
+        (Method, "methods/lora", {"adapter__rank": 8}),
+        (Method, "methods/lora", {"adapter__dropout": 0.1}),
+        (Method, "methods/lora", {"training__learning_rate": 0.002}),
+    ],
+)
+def test_what_can_change_a_stage_is_in_the_fingerprint(workplace, kind, name, change):
+    before = load(kind, name.split("/")[1]).fingerprint
+    workplace.change(name, **change)
+    assert load(kind, name.split("/")[1]).fingerprint != before
+
+
+def test_one_of_returns_what_is_known():
+    assert one_of("a", ["b", "a"], "letter") == "a"
+    with pytest.raises(ValueError, match=r"^there is no letter 'c'\. Known: none$"):
+        one_of("c", [], "letter")
+
+
+def test_read_yaml_keeps_merge_keys(tmp_path):
+    path = Path(tmp_path / "a.yaml")
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
+    assert read_yaml(path)["b"] == {"x": 1, "y": 2}

@@ -1,0 +1,41 @@
+"""Metrics, one a file, found by name: `metric("box_iou")` is the module `metrics/box_iou.py`.
+
+A metric's module has
+
+    VERSION: str                                     raised when a change alters a score
+    score(prediction: str, example: Scored, *, …) -> float     from 0 (wrong) to 1 (right)
+
+Its options are keyword-only with defaults, and a task sets them in `metric_options`. Where a
+paper's released scorer has a quirk, the metric that follows it to the letter is a file of its own
+whose VERSION ends in `/as-published`, so that no report can take one for the other.
+
+Pure Python: nothing here imports torch, or another part of this package.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a metric is told of an example, beside the prediction."""
+
+    references: tuple[str, ...]  # every accepted answer
+    choices: tuple[str, ...] = ()
+    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 in pixels
+    image_size: tuple[int, int] | None = None  # width, height in pixels
+
+
+def metric(name: str) -> ModuleType:
+    """Return the module of a metric; ModuleNotFoundError if there is none of that name."""
+    return import_module(f"{__name__}.{name}")
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Return the names of a metric's options."""
+    parameters = inspect.signature(metric(name).score).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
