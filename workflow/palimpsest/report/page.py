@@ -41,6 +41,7 @@ THEMED = {
     **{color: f"series-{k}" for k, color in enumerate(SERIES[:6])},
     **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
 }  # fmt: skip
+SECTIONS = ("comparison", "matrix", "curves", "radar", "kind", "examples")
 ZOOM = 1.5  # how much larger than in print a figure may be on the page
 
 
@@ -76,7 +77,7 @@ def render(results: Results, drawn: list[Drawn]) -> str:
         view=results.view,
         findings=findings(results),
         notes=results.notes,
-        figures={s: [d for d in drawn if d.section == s] for s in {d.section for d in drawn}},
+        figures={s: [d for d in drawn if d.section == s] for s in SECTIONS},
         comparison=tables.comparison_table(results),
         tasks=tables.task_table(results),
         matrices=[tables.matrix_table(results, group) for group in results.sequential],

@@ -67,12 +67,13 @@ class Group:
         """The row right after which each task was learnt; -1 if never."""
         return self.matrices[0].own_T
 
-    def end(self, task: str, of: str = "value_RT") -> float:
+    def end(self, task: str) -> float:
         """Return how a task ends (last row; own stage if tuned directly), NaN if not evaluated."""
         if task not in self.tasks:
             return float("nan")
         column = self.tasks.index(task)
-        return getattr(self, of)[self.matrices[0].end_T[column], column]
+        row = self.matrices[0].end_T[column]
+        return self.value_RT[row, column] if row >= 0 else float("nan")
 
     def own(self, task: str) -> float:
         """Return the score right after a task's own stage, NaN where it was never learnt."""

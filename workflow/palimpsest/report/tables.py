@@ -13,7 +13,8 @@ from palimpsest.report.results import Estimate, Group, Results
 
 LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "→": r"$\to$", "−": "$-$", "–": "--", "±": r"$\pm$", "[": "{[}", "]": "{]}",
+    "→": r"$\to$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
+    "–": "--", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def cost_frame(results: Results) -> pd.DataFrame | None:
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV (4 decimals, the same bytes for the same numbers) and as Parquet."""
     floats = frame.select_dtypes("float").columns
-    rounded = frame.assign(**{name: frame[name].round(4) + 0.0 for name in floats})
+    rounded = frame.assign(**{name: frame[name].round(9).round(4) + 0.0 for name in floats})
     rounded.to_csv(path.with_suffix(".csv"), index=False, float_format="%.4f", lineterminator="\n")
     frame.to_parquet(path.with_suffix(".parquet"), index=False)
 
@@ -145,17 +146,21 @@ def matrix_table(results: Results, group: Group) -> Table:
 
 
 def comparison_table(results: Results) -> Table:
-    """Return the aggregates of every group with their 95 % intervals."""
-    present = [a for a in AGGREGATES if any(a.name in g.estimates for g in results.groups)]
+    """Return a row an aggregate and a column a method, with 95 % intervals."""
+    groups = results.sequential or results.groups
     rows = [
-        [group.title, *[with_interval(group.estimates.get(a.name)) for a in present]]
-        for group in results.groups
+        [
+            f"{a.title} ({a.unit}) {'↑' if a.better == 'higher' else '↓'}",
+            *[with_interval(group.estimates.get(a.name)) for group in groups],
+        ]
+        for a in AGGREGATES
+        if any(a.name in group.estimates for group in groups)
     ]
     caption = (
-        "Method comparison: accuracies in %, BWT, forgetting, transfer and intransigence in "
-        "percentage points, with 95 % bootstrap intervals"
+        "Method comparison with 95 % paired bootstrap intervals; ↑ higher is better, ↓ lower is "
+        "better, points are percentage points"
     )
-    return "comparison", caption, ["", *[a.title for a in present]], rows
+    return "comparison", caption, ["", *[group.title for group in groups]], rows
 
 
 def task_table(results: Results) -> Table:
@@ -171,6 +176,8 @@ def task_table(results: Results) -> Table:
             for g in results.groups
         ]
         rows.append([task.title, f"{metric} {version}".strip(), str(n), score(task.chance), *cells])
+    chance = np.mean([task.chance for task in results.view.tasks])
+    rows.append(["Mean", "", "", score(chance), *map(_mean, results.groups)])
     caption = (
         "Score (%) on each task; for a sequence: right after its own stage → after the last stage. "
         "Chance is the score of always giving the most frequent training answer"
@@ -182,6 +189,11 @@ def paper_tables(results: Results) -> list[Table]:
     """Return the method comparison, the scores by task, and the matrix of each sequence."""
     matrices = [matrix_table(results, group) for group in results.sequential]
     return [comparison_table(results), task_table(results), *matrices]
+
+
+def _mean(group: Group) -> str:
+    ends = [group.estimates.get(name) for name in ("learning_accuracy", "average_accuracy")]
+    return " → ".join(score(e.value) for e in ends if e) or "–"
 
 
 def stage_title(results: Results, stage: str) -> str:
