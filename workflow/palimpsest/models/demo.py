@@ -1,4 +1,4 @@
-"""The demo model: a genuine LLaVA of about two million parameters, and the tokenizer trained for it.
+"""The demo model: a genuine LLaVA of two million parameters, and the tokenizer trained for it.
 
 CLIP's vision tower (64 x 64 pictures, 16 patches), a two-layer projector, a Llama decoder with tied
 embeddings. Everything is built from nothing here; ``training.pretrain`` gives it its skill.
@@ -31,9 +31,9 @@ _GLUED = Regex(r"(?<=[A-Z]) (?=[A-Z])| (?=[,.?:;\]])|(?<=[\[,]) ")
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Learn the words of ``texts``; a word never seen falls apart into letters.
 
-    Spaces and line ends only separate words, so a text has the same tokens however it is put together.
-    Capitals of a word in capitals and numbers up to 99 stand alone: a made-up word is read letter by
-    letter. Decoding sets words apart by spaces, and glues capitals and the parts of a box.
+    Spaces and line ends only separate words, so a text has the same tokens however it is put
+    together. Capitals of a word in capitals and numbers up to 99 stand alone: a made-up word is
+    read letter by letter. Decoding sets words apart by spaces, and glues capitals and boxes.
     """
     split = pre_tokenizers.Sequence(
         [
@@ -64,7 +64,11 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        extra_special_tokens={"image_token": IMAGE, "user_token": USER, "assistant_token": ASSISTANT},
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "user_token": USER,
+            "assistant_token": ASSISTANT,
+        },
     )
 
 
@@ -122,7 +126,10 @@ def build(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalG
     )
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
-    for linear in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+    for linear in (
+        model.model.multi_modal_projector.linear_1,
+        model.model.multi_modal_projector.linear_2,
+    ):
         torch.nn.init.xavier_uniform_(linear.weight)
     return model
 

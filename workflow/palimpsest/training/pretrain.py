@@ -41,7 +41,7 @@ HELD_OUT_EACH = 32
 
 @dataclass
 class Budget:
-    """How far a run is, by steps or by the clock; the slower of two processes decides."""
+    """How far a run is: by steps, or by the clock (then the mean of its processes counts)."""
 
     steps: int | None
     seconds: float | None
@@ -261,54 +261,52 @@ class _Run:
         batches = language_batches(self.tokenizer, random)
         parameters = list(self.model.parameters())
         self.phase(
-            "language", lambda: language_loss(self.model, next(batches)), parameters, VISION_SHARE, 1.0
+            "language",
+            lambda: language_loss(self.model, next(batches)),
+            parameters,
+            VISION_SHARE,
+            1.0,
         )
         if self.rank == 0:
             self.save()
 
 
-def _work(rank: int, world: int, out: Path, seed: int, budget: Budget, rendezvous: str) -> None:
+def run(out: Path, seed: int, budget: Budget, rank: int = 0, world: int = 1) -> None:
+    """Pretrain in this process, one of ``world`` that share their gradients."""
     torch.set_num_threads(1)
     budget.start = time.monotonic()
-    if world > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world,
-            timeout=timedelta(minutes=10),
-        )  # fmt: skip
     _Run(out, seed, budget, rank, world).train()
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
 
 
-def pretrain(
-    out: Path, seed: int, minutes: float | None = None, steps: int | None = None
-) -> None:
+def _work(rank: int, out: Path, seed: int, budget: Budget, rendezvous: str) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(minutes=10),
+    )
+    run(out, seed, budget, rank, PROCESSES)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def pretrain(out: Path, seed: int, minutes: float | None = None, steps: int | None = None) -> None:
     """Build the base model from nothing and write it to ``out``, replacing what is there.
 
-    ``minutes`` bounds the run by the clock, ``steps`` by steps (64 samples each); give one or neither.
+    ``minutes`` bounds the run by the clock, ``steps`` by steps of 64 samples: give one or neither.
     """
     if minutes is not None and steps is not None:
         raise ValueError("pretrain: give --minutes or --steps, not both")
     for name, value in (("minutes", minutes), ("steps", steps)):
         if value is not None and value <= 0:
             raise ValueError(f"pretrain: --{name} must be positive, found {value}")
-    seconds = None if minutes is None else 60 * minutes
-    budget = Budget(steps if minutes is None and steps else (None if seconds else STEPS), seconds)
+    if minutes is not None:
+        budget = Budget(steps=None, seconds=60 * minutes)
+    else:
+        budget = Budget(steps=steps or STEPS, seconds=None)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (PROCESSES, Path(out), seed, budget, f"{folder}/rendezvous")
+        arguments = (Path(out), seed, budget, f"{folder}/rendezvous")
         multiprocessing.spawn(_work, arguments, nprocs=PROCESSES)
-
-
-if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--steps", type=int)
-    arguments = parser.parse_args()
-    pretrain(arguments.out, arguments.seed, arguments.minutes, arguments.steps)

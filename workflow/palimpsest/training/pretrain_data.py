@@ -1,7 +1,7 @@
 """What the demo's base model learns from: general skill with pictures and words, and no task.
 
 Every skill gives a picture, a request and an answer. Requests are worded unlike the eight tasks',
-and no answer has a form that a task introduces (boxes in brackets, option letters, digits as words, …).
+and no answer has a form that a task introduces (boxes in brackets, digits as words, yes or no, …).
 """
 
 from collections.abc import Callable
@@ -11,35 +11,51 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from palimpsest.data.pictures.drawing import (
-    BLACK, CELL, CELLS, COLOURS, LETTERS, SHAPES, SIDE, WHITE, Random, Thing, background, blur,
-    box_in_grid, darken, draw_thing, letters, pick, sample, write,
-)  # fmt: skip
+    BLACK,
+    CELL,
+    CELLS,
+    COLOURS,
+    LETTERS,
+    SIDE,
+    WHITE,
+    Random,
+    Thing,
+    background,
+    blur,
+    box_in_grid,
+    darken,
+    draw_thing,
+    letters,
+    pick,
+    sample,
+    write,
+)
 from palimpsest.data.pictures.handwriting import NAMES
 from palimpsest.data.pictures.layouts import bar_chart, in_cells, panel, scattered, some_thing
 from palimpsest.data.pictures.scenes import line_and_corner
 from palimpsest.data.pictures.strokes import CHARACTERS, big_character
 
 # Words that the base can say and has met, though it never uses most of them about a picture.
-LEXICON = tuple(
-    """
-    unanswerable yes no true false none nothing unknown answer Answer question Question context Context option
-    options letter letters word words number box bounding region give Give tell Tell name Name what What which
-    Which who Who where Where how How many is Is are Are there here Here it It if If does do Does say says sign
-    street sign of the The a A an An in on at to from with without and or as one's one two three four five six
-    seven eight nine zero title author writer book kind Book wrote written write digit hand colour color shape
-    picture image cover card genre romance science travel cooking history poetry music art sport nature food
-    left right above below top bottom upper lower middle centre between beside next near under over inside
-    bar bars show shows rain snow milk towns farms days town farm day month wheat weight tall tallest short
-    shortest high highest low lowest long big small large little first second third fourth last order toys toy
-    child box with these those this This that That not Not only Only please Please short brief phrase single
-    circle square triangle cross diamond ring circles squares triangles crosses diamonds rings shapes objects
-    things thing object red blue green yellow pink cyan choose Choose best correct option's from using Look look
-    find Find see seen can cannot dark blurred sharp clear enough visible hidden missing found count
-    Count read Read locate Locate describe Describe map list value key label mark table row column cell edge
-    cat dog house tree sun fish car cup boat moon bird flower apple ball chair hat shoe bread
-    [ ] , . : ; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
-    """.split()
-)
+_LEXICON = """
+unanswerable yes no true false none nothing unknown answer Answer question Question context Context
+option options letter letters word words number box bounding region give Give tell Tell name Name
+what What which Which who Who where Where how How many is Is are Are there here Here it It if If
+does do Does say says sign street sign of the The a A an An in on at to from with without and or as
+one's one two three four five six seven eight nine zero title author writer book kind Book wrote
+written write digit hand colour color shape picture image cover card genre romance science travel
+cooking history poetry music art sport nature food left right above below top bottom upper lower
+middle centre between beside next near under over inside bar bars show shows rain snow milk towns
+farms days town farm day month wheat weight tall tallest short shortest high highest low lowest long
+big small large little first second third fourth last order toys toy child box with these those this
+This that That not Not only Only please Please short brief phrase single circle square triangle
+cross diamond ring circles squares triangles crosses diamonds rings shapes objects things thing
+object red blue green yellow pink cyan choose Choose best correct option's from using Look look find
+Find see seen can cannot dark blurred sharp clear enough visible hidden missing found count Count
+read Read locate Locate describe Describe map list value key label mark table row column cell edge
+cat dog house tree sun fish car cup boat moon bird flower apple ball chair hat shoe bread [ ] , . :
+; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16
+"""
+LEXICON = tuple(_LEXICON.split())
 _BRIEF = ("", "", "", " Be brief.", " One word only.")
 _PLACES = [(row, column) for row in range(CELLS) for column in range(CELLS)]
 
@@ -82,7 +98,9 @@ def colour_of(random: Random) -> Sample:
     thing = _single(random, things, "shape")
     if thing is None:
         return colour_of(random)
-    wording = pick(random, ("tell the colour of the {}.", "the {} has which colour?", "paint of the {}?"))
+    wording = pick(
+        random, ("tell the colour of the {}.", "the {} has which colour?", "paint of the {}?")
+    )
     return Sample(picture, wording.format(thing.shape) + pick(random, _BRIEF), thing.colour)
 
 
@@ -293,9 +311,21 @@ def repeat(random: Random) -> Sample:
 
 
 SKILLS: dict[Callable[[Random], Sample], float] = {
-    describe: 0.05, colour_of: 0.09, shape_of: 0.07, where: 0.08, count: 0.1, presence: 0.07, locate: 0.16,
-    neighbour: 0.1, read: 0.13, chart: 0.05, key: 0.06, judge: 0.02, character: 0.08, repeat: 0.05,
-}  # fmt: skip
+    describe: 0.05,
+    colour_of: 0.09,
+    shape_of: 0.07,
+    where: 0.08,
+    count: 0.1,
+    presence: 0.07,
+    locate: 0.16,
+    neighbour: 0.1,
+    read: 0.13,
+    chart: 0.05,
+    key: 0.06,
+    judge: 0.02,
+    character: 0.08,
+    repeat: 0.05,
+}
 _NAMES, _SHARES = list(SKILLS), np.cumsum(list(SKILLS.values())) / sum(SKILLS.values())
 
 

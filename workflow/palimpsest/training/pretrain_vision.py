@@ -1,8 +1,8 @@
 """The first phase of pretraining: the tower and projector learn to say what each patch shows.
 
-It stands in place of CLIP and of LLaVA's alignment. A patch's projected feature must score the words for what
-the patch shows against the (frozen, tied) word embeddings; linear heads, thrown away later, must tell
-from it the patch's place and the box of the thing it belongs to, so that features carry geometry.
+It stands in place of CLIP and of LLaVA's alignment. A patch's projected feature must score the
+words for what the patch shows against the (frozen, tied) word embeddings. Linear heads, thrown
+away later, must tell the patch's place and the box of its thing: features carry geometry.
 """
 
 from typing import NamedTuple
@@ -14,9 +14,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from palimpsest.data.pictures.drawing import (
-    BLACK, CELL, CELLS, COLOURS, GRID, LETTERS, SHAPES, SIDE, WHITE, Random, background,
-    box_in_grid, pick, sample, write,
-)  # fmt: skip
+    BLACK,
+    CELL,
+    CELLS,
+    COLOURS,
+    GRID,
+    LETTERS,
+    SHAPES,
+    SIDE,
+    WHITE,
+    Random,
+    background,
+    box_in_grid,
+    pick,
+    sample,
+    write,
+)
 from palimpsest.data.pictures.layouts import bar_chart, in_cells, panel, scattered
 from palimpsest.data.pictures.strokes import CHARACTERS, big_character
 from palimpsest.models.demo import NUM_PATCHES
@@ -56,12 +69,16 @@ def _letters(random: Random) -> Labelled:
     words, boxes = _empty()
     picture, ink = background(random), WHITE
     if random.random() < 0.4:
-        picture = Image.new("RGB", (SIDE, SIDE), tuple(int(v) for v in random.integers(170, 255, 3)))
+        picture = Image.new(
+            "RGB", (SIDE, SIDE), tuple(int(v) for v in random.integers(170, 255, 3))
+        )
         ink = BLACK
     elif random.random() < 0.3:
         colour = tuple(int(v * 0.6) for v in COLOURS[pick(random, list(COLOURS))])
         picture = Image.new("RGB", (SIDE, SIDE), colour)
-    plates = sample(random, list(COLOURS), CELLS) if ink is WHITE and random.random() < 0.5 else None
+    plates = (
+        sample(random, list(COLOURS), CELLS) if ink is WHITE and random.random() < 0.5 else None
+    )
     for row in range(CELLS):
         for column in range(CELLS):
             if random.random() < 0.6:
@@ -121,8 +138,9 @@ class VisionPhase(nn.Module):
             self.place(features).flatten(0, 1), torch.arange(NUM_PATCHES).repeat(len(features))
         )
         edges = F.cross_entropy(
-            self.edges(features).view(-1, GRID + 1), boxes_BP4.flatten(), ignore_index=_NO_BOX
-        )
+            self.edges(features).view(-1, GRID + 1), boxes_BP4.flatten(), ignore_index=_NO_BOX,
+            reduction="sum",
+        ) / max(1, int((boxes_BP4 != _NO_BOX).sum()))  # fmt: skip
         two_BP2 = scores_BPW.topk(2).indices.sort().values == words_BP2.sort().values
         one_BP = scores_BPW.argmax(-1) == words_BP2[..., 0]
         same = words_BP2[..., 0] == words_BP2[..., 1]

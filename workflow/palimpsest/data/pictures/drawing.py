@@ -1,12 +1,12 @@
 """Colours, shapes, letters and backgrounds from which every rendered picture is made.
 
-A picture is a 64 x 64 RGB image seen as 4 x 4 cells of 16 pixels. Colours are safe for colour-blind
-readers (Paul Tol's "vibrant" set and Okabe and Ito's yellow). Shapes and letters are drawn at four times their
-size and scaled down, so that their edges are smooth, and kept as masks.
+A picture is a 64 x 64 RGB image seen as 4 x 4 cells of 16 pixels. Colours follow those that are
+safe for colour-blind readers (Paul Tol's "vibrant" set, Okabe and Ito's yellow). Shapes and letters
+are drawn at four times their size and scaled down, so that edges are smooth, and kept as masks.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from io import BytesIO
 
 import numpy as np
@@ -73,7 +73,7 @@ def background(random: Random) -> Image.Image:
     return Image.new("RGB", (SIDE, SIDE), (red, green, blue + 4))
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape_mask(shape: str, side: int) -> Image.Image:
     """The mask (mode L, ``side`` x ``side``) of a shape that fills its box."""
     n = side * _SMOOTH
@@ -88,7 +88,9 @@ def shape_mask(shape: str, side: int) -> Image.Image:
         case "triangle":
             draw.polygon([(last / 2, 0), (0, last), (last, last)], fill=255)
         case "diamond":
-            draw.polygon([(last / 2, 0), (last, last / 2), (last / 2, last), (0, last / 2)], fill=255)
+            draw.polygon(
+                [(last / 2, 0), (last, last / 2), (last / 2, last), (0, last / 2)], fill=255
+            )
         case "cross":
             arm = n // 3
             draw.rectangle((arm, 0, last - arm, last), fill=255)
@@ -107,9 +109,9 @@ def draw_thing(picture: Image.Image, thing: Thing) -> None:
     picture.paste(COLOURS[thing.colour], (x0, y0), shape_mask(thing.shape, x1 - x0))
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyph_mask(character: str, height: int = 12, bold: float = 0.6) -> Image.Image:
-    """The mask of a character of Pillow's own font, cropped to its ink; capitals are ``height`` tall."""
+    """The mask of a character in Pillow's own font, cropped to its ink."""
     font = ImageFont.load_default(height * _SMOOTH * 1.4)
     canvas = Image.new("L", (height * _SMOOTH * 3, height * _SMOOTH * 3), 0)
     ImageDraw.Draw(canvas).text(

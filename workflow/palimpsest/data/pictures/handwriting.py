@@ -1,9 +1,10 @@
-"""Real handwriting: scikit-learn's digits (Alpaydin and Kaynak, UCI 1998), 1797 scans of 8 x 8 pixels.
+"""Real handwriting: scikit-learn's digits (Alpaydin and Kaynak, UCI 1998).
 
-Each split of a task has scans of its own, so that no test scan is ever trained on.
+There are 1797 scans of 8 x 8 pixels. Each split of a task has scans of its own, so that no test
+scan is ever trained on.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -16,9 +17,9 @@ _SHARES = {"train": (0.0, 0.64), "validation": (0.64, 0.8), "test": (0.8, 1.0)}
 _SPLIT_SEED = 1998  # fixed: which scan is in which split must not change with a task's seed
 
 
-@lru_cache(maxsize=None)
+@cache
 def scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The scans of a split: images (N, 8, 8) of 0..255, digits (N), indices in scikit-learn's order (N)."""
+    """A split's scans (N, 8, 8) of 0..255, their digits (N) and scikit-learn's indices (N)."""
     from sklearn.datasets import load_digits  # slow to import, and only one task needs it
 
     digits = load_digits()

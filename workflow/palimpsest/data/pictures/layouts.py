@@ -6,8 +6,19 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from palimpsest.data.pictures.drawing import (
-    CELL, CELLS, COLOURS, SHAPES, SIDE, UNIT, Random, Thing, background, draw_thing, pick, sample,
-)  # fmt: skip
+    CELL,
+    CELLS,
+    COLOURS,
+    SHAPES,
+    SIDE,
+    UNIT,
+    Random,
+    Thing,
+    background,
+    draw_thing,
+    pick,
+    sample,
+)
 
 ORDINALS = ("first", "second", "third", "fourth")
 

@@ -1,7 +1,7 @@
 """The eight scenes of the demo benchmark: a picture, a question and its answer, from a generator.
 
 Each mirrors a category of CoIN. Questions come without the task's instruction, which the task's
-YAML adds. Words are shared between tasks (colours, shapes, numbers), so that they can disturb one another.
+YAML adds. Tasks share words (colours, shapes, numbers), so that they can disturb one another.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,25 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from palimpsest.data.pictures.drawing import (
-    CELL, CELLS, COLOURS, SHAPES, SIDE, WHITE, Box, Random, Thing, background, blur, box_in_grid,
-    darken, draw_thing, letters, pick, sample, write,
-)  # fmt: skip
+    CELL,
+    CELLS,
+    COLOURS,
+    SHAPES,
+    SIDE,
+    WHITE,
+    Box,
+    Random,
+    Thing,
+    background,
+    blur,
+    box_in_grid,
+    darken,
+    draw_thing,
+    letters,
+    pick,
+    sample,
+    write,
+)
 from palimpsest.data.pictures.handwriting import handwritten_digit
 from palimpsest.data.pictures.layouts import bar_chart, in_cells, panel, scattered, some_thing
 
@@ -77,6 +93,7 @@ def digits(random: Random, split: str) -> Drawn:
 
 def _beside(thing: Thing, things: list[Thing], direction: str) -> list[Thing]:
     """The things in the same row (or column) that lie in a direction."""
+
     def lies(other: Thing) -> bool:
         match direction:
             case "left of":
@@ -87,6 +104,7 @@ def _beside(thing: Thing, things: list[Thing], direction: str) -> list[Thing]:
                 return other.column == thing.column and other.row < thing.row
             case _:
                 return other.column == thing.column and other.row > thing.row
+
     return [other for other in things if other is not thing and lies(other)]  # fmt: skip
 
 
@@ -111,7 +129,7 @@ def relations(random: Random, split: str) -> Drawn:
 
 
 def answerable(random: Random, split: str) -> Drawn:
-    """A colour is asked for; two pictures in five do not tell it: blurred, dark, or nothing of that shape."""
+    """A colour; two pictures in five do not tell it: blurred, dark, or without that shape."""
     picture, things = in_cells(random, int(random.integers(2, 4)), unique=True)
     thing, chance = pick(random, things), random.random()
     shape, answer = thing.shape, thing.colour

@@ -4,7 +4,7 @@ The base model learns from these to see the form of a character. Real handwritin
 (``handwriting``), and none of it is used here.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,47 +15,49 @@ CHARACTERS = "0123456789" + LETTERS
 _CANVAS = 48
 _COARSE = 8  # the resolution of scikit-learn's digits, for half of the characters
 
-# Ways to write each digit: strokes of control points (x to the right, y down, in a unit square).
-_STROKES: dict[str, list[list[list[tuple[float, float]]]]] = {
-    "0": [[[(0.5, 0), (0.2, 0.25), (0.18, 0.7), (0.5, 1), (0.8, 0.72), (0.8, 0.25), (0.5, 0)]]],
+# Ways to write each digit: strokes of control points "x,y", in hundredths of a square, y down.
+_STROKES = {
+    "0": [
+        "50,0 20,25 18,70 50,100 80,72 80,25 50,0",
+    ],
     "1": [
-        [[(0.5, 0), (0.5, 0.5), (0.5, 1)]],
-        [[(0.28, 0.3), (0.52, 0.02)], [(0.52, 0), (0.52, 0.5), (0.52, 1)]],
-        [[(0.28, 0.3), (0.52, 0.02)], [(0.52, 0), (0.52, 1)], [(0.28, 1), (0.76, 1)]],
+        "50,0 50,50 50,100",
+        "28,30 52,2 | 52,0 52,50 52,100",
+        "28,30 52,2 | 52,0 52,100 | 28,100 76,100",
     ],
     "2": [
-        [[(0.2, 0.25), (0.45, 0.02), (0.75, 0.2), (0.62, 0.55), (0.2, 0.97)], [(0.2, 0.97), (0.8, 0.95)]],
-        [[(0.22, 0.2), (0.5, 0.0), (0.72, 0.25), (0.5, 0.7), (0.2, 0.92), (0.3, 0.75), (0.55, 0.92), (0.85, 0.9)]],
+        "20,25 45,2 75,20 62,55 20,97 | 20,97 80,95",
+        "22,20 50,0 72,25 50,70 20,92 30,75 55,92 85,90",
     ],
     "3": [
-        [[(0.22, 0.12), (0.55, 0.02), (0.75, 0.22), (0.42, 0.47)], [(0.42, 0.47), (0.78, 0.7), (0.55, 0.97), (0.2, 0.88)]],
-        [[(0.2, 0.03), (0.75, 0.03), (0.45, 0.42)], [(0.45, 0.42), (0.78, 0.68), (0.55, 0.97), (0.2, 0.88)]],
+        "22,12 55,2 75,22 42,47 | 42,47 78,70 55,97 20,88",
+        "20,3 75,3 45,42 | 45,42 78,68 55,97 20,88",
     ],
     "4": [
-        [[(0.6, 0), (0.15, 0.65)], [(0.15, 0.65), (0.88, 0.63)], [(0.62, 0.3), (0.58, 1)]],
-        [[(0.25, 0), (0.18, 0.52)], [(0.18, 0.52), (0.82, 0.5)], [(0.74, 0.02), (0.66, 1)]],
-        [[(0.62, 0), (0.6, 1)], [(0.62, 0), (0.12, 0.68)], [(0.12, 0.68), (0.9, 0.68)]],
+        "60,0 15,65 | 15,65 88,63 | 62,30 58,100",
+        "25,0 18,52 | 18,52 82,50 | 74,2 66,100",
+        "62,0 60,100 | 62,0 12,68 | 12,68 90,68",
     ],
     "5": [
-        [[(0.78, 0.03), (0.3, 0.03)], [(0.3, 0.03), (0.26, 0.45)], [(0.26, 0.45), (0.6, 0.38), (0.78, 0.68), (0.55, 0.97), (0.2, 0.9)]],
+        "78,3 30,3 | 30,3 26,45 | 26,45 60,38 78,68 55,97 20,90",
     ],
     "6": [
-        [[(0.65, 0.02), (0.32, 0.35), (0.22, 0.72), (0.48, 0.98), (0.76, 0.75), (0.52, 0.52), (0.26, 0.68)]],
-        [[(0.4, 0.0), (0.24, 0.5), (0.28, 0.9), (0.6, 0.97), (0.74, 0.72), (0.5, 0.55), (0.27, 0.72)]],
+        "65,2 32,35 22,72 48,98 76,75 52,52 26,68",
+        "40,0 24,50 28,90 60,97 74,72 50,55 27,72",
     ],
     "7": [
-        [[(0.18, 0.05), (0.8, 0.05)], [(0.8, 0.05), (0.55, 0.5), (0.42, 1)]],
-        [[(0.18, 0.05), (0.8, 0.05)], [(0.8, 0.05), (0.55, 0.5), (0.42, 1)], [(0.32, 0.52), (0.76, 0.5)]],
+        "18,5 80,5 | 80,5 55,50 42,100",
+        "18,5 80,5 | 80,5 55,50 42,100 | 32,52 76,50",
     ],
     "8": [
-        [[(0.5, 0.45), (0.27, 0.22), (0.5, 0), (0.73, 0.2), (0.5, 0.45), (0.25, 0.75), (0.5, 1), (0.76, 0.75), (0.5, 0.45)]],
-        [[(0.75, 0.08), (0.35, 0.05), (0.35, 0.35), (0.7, 0.72), (0.5, 1), (0.27, 0.78), (0.55, 0.42), (0.75, 0.08)]],
+        "50,45 27,22 50,0 73,20 50,45 25,75 50,100 76,75 50,45",
+        "75,8 35,5 35,35 70,72 50,100 27,78 55,42 75,8",
     ],
     "9": [
-        [[(0.72, 0.25), (0.45, 0.02), (0.25, 0.25), (0.45, 0.48), (0.71, 0.25)], [(0.71, 0.2), (0.7, 0.6), (0.6, 1)]],
-        [[(0.72, 0.2), (0.45, 0.02), (0.27, 0.25), (0.5, 0.45), (0.72, 0.2)], [(0.72, 0.2), (0.72, 0.65), (0.5, 0.97), (0.22, 0.9)]],
+        "72,25 45,2 25,25 45,48 71,25 | 71,20 70,60 60,100",
+        "72,20 45,2 27,25 50,45 72,20 | 72,20 72,65 50,97 22,90",
     ],
-}  # fmt: skip
+}
 
 
 def _smooth(points_P2: np.ndarray, steps: int = 6) -> list[tuple[float, float]]:
@@ -76,14 +78,15 @@ def _written_digit(random: Random, digit: str) -> np.ndarray:
     canvas = Image.new("L", (_CANVAS, _CANVAS), 0)
     draw = ImageDraw.Draw(canvas)
     width = int(random.integers(3, 8))
-    for stroke in pick(random, _STROKES[digit]):
-        points = np.array(stroke) + random.normal(0, 0.035, (len(stroke), 2))
+    for stroke in pick(random, _STROKES[digit]).split(" | "):
+        points = np.array([p.split(",") for p in stroke.split()], float) / 100
+        points += random.normal(0, 0.035, points.shape)
         curve = _smooth(points * (_CANVAS - 16) + 8)
         draw.line(curve, fill=255, width=width, joint="curve")
     return np.asarray(canvas)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _printed(character: str, bold: float) -> np.ndarray:
     mask = glyph_mask(character, 34, bold)
     canvas = Image.new("L", (_CANVAS, _CANVAS), 0)
@@ -92,7 +95,7 @@ def _printed(character: str, bold: float) -> np.ndarray:
 
 
 def _warp(random: Random, drawn_HW: np.ndarray) -> np.ndarray:
-    """Turn, lean, stretch and bend a drawing; bilinear would be no better at this size."""
+    """Turn, lean, stretch and bend a drawing."""
     n = _CANVAS
     angle, lean = random.normal(0, 0.13), random.normal(0, 0.18)
     stretch_x, stretch_y = np.exp(random.normal(0, [0.18, 0.07]))
@@ -109,8 +112,10 @@ def _warp(random: Random, drawn_HW: np.ndarray) -> np.ndarray:
     return drawn_HW[row, column]
 
 
-def place_character(random: Random, drawn: Image.Image) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """Put a drawing (mode L) on a dark picture at a random size, place and contrast; its box too."""
+def place_character(
+    random: Random, drawn: Image.Image
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """Put a drawing (mode L) on a dark picture: size, place and contrast vary; its box too."""
     picture = background(random)
     side = int(random.integers(40, 61))
     x, y = (int(v) for v in random.integers(0, SIDE - side + 1, 2))

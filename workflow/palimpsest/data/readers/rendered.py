@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,11 @@ from palimpsest.data.pictures.drawing import encode_png
 from palimpsest.data.pictures.scenes import SCENES
 
 SPLITS = ("train", "validation", "test")
+
+
+def splits(source: dict[str, Any], root: Path) -> tuple[str, ...]:
+    """Return the names of the splits that ``source["sizes"]`` asks for."""
+    return tuple(source["sizes"])
 
 
 def read(source: dict, split: str, root: Path) -> Iterator[Example]:
