@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from palimpsest import metrics
 from palimpsest.files import fingerprint
@@ -83,8 +90,13 @@ class Task(Science):
     @classmethod
     def _metric_has_options(cls, options: dict, info: ValidationInfo) -> dict:
         if metric := info.data.get("metric"):  # else it is wrong itself
-            for name in options:
-                one_of(name, metrics.options(metric), f"option of {metric}")
+            types = metrics.options(metric)
+            for name, value in options.items():
+                one_of(name, types, f"option of {metric}")
+                try:
+                    TypeAdapter(types[name]).validate_python(value, strict=True)
+                except ValidationError:
+                    raise ValueError(f"{name} should be a {types[name].__name__}") from None
         return options
 
     @field_validator("prompt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,40 +85,34 @@ def load_stage(stage: Stage, results: Path) -> LMM:
 
 @torch.inference_mode()
 def answer(
-    lmm: LMM, examples: Sequence[Example], max_new_tokens: int, batch: int, name: str = ""
+    lmm: LMM, examples: Examples, max_new_tokens: int, batch: int, name: str = ""
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Answer questions greedily, prompts of similar length together; rows in the given order.
 
     The counters say what it cost: questions, pictures decoded, prompt tokens, padding, seconds.
     """
     begun = time.monotonic()
-    prompts = [lmm.encode_prompt(e) for e in tqdm(examples, desc=f"{name} reading", disable=None)]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
+    lengths = examples.characters()
+    order = sorted(range(len(examples)), key=lambda i: -lengths[i])  # the longest show it fits
     rows: dict[int, dict[str, Any]] = {}
-    padded = 0
+    counters = Counter(questions=len(order))
     with tqdm(total=len(order), desc=name, unit="question", disable=None) as bar:
         for start in range(0, len(order), batch):
-            places = order[start : start + batch]
-            inputs = lmm.collate([prompts[i] for i in places], "left")
-            padded += int((inputs["attention_mask"] == 0).sum())
-            for place, tokens in zip(
-                places, _generate(lmm, inputs, max_new_tokens), strict=True
-            ):
-                rows[place] = _row(lmm, examples[place], tokens)
-            bar.update(len(places))
-    counters = {
-        "questions": len(order),
-        "pictures_decoded": sum(p.pixels is not None for p in prompts),
-        "prompt_tokens": sum(len(p.input_ids) for p in prompts),
-        "padded_tokens": padded,
-        "seconds": round(time.monotonic() - begun, 2),
-    }
-    return [rows[i] for i in range(len(order))], counters
+            asked = {i: examples[i] for i in order[start : start + batch]}
+            prompts = [lmm.encode_prompt(example) for example in asked.values()]
+            inputs = lmm.collate(prompts, "left")
+            answers = _generate(lmm, inputs, max_new_tokens)
+            for (i, example), tokens in zip(asked.items(), answers, strict=True):
+                rows[i] = _row(lmm, example, tokens)
+            counters["pictures_decoded"] += sum(p.pixels is not None for p in prompts)
+            counters["prompt_tokens"] += int(inputs["attention_mask"].sum())
+            counters["padded_tokens"] += int((inputs["attention_mask"] == 0).sum())
+            bar.update(len(asked))
+    counters["seconds"] = round(time.monotonic() - begun, 2)
+    return [rows[i] for i in range(len(order))], dict(counters)
 
 
-def _generate(
-    lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int
-) -> list[list[int]]:
+def _generate(lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[list[int]]:
     """Return the new tokens of each row, its end token included where it has one."""
     device = lmm.module.device
     inputs = {name: t.to(device) for name, t in inputs.items() if name != "labels"}

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
 
-import deepspeed  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from torch import nn  # noqa: E402
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
 
-from palimpsest.config import Method, Model  # noqa: E402
-
+from palimpsest.config import Method, Model
 
 Engine = deepspeed.DeepSpeedEngine
 
@@ -38,13 +37,11 @@ def join(model: Model, batch: int) -> World:
     on_gpu = torch.cuda.is_available()
     # The compiled shared-memory kernel needs a C++ compiler on the machine; gloo does not.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" in os.environ:
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-    elif not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1
-        )
-        deepspeed.init_distributed(verbose=False)
+    backend = "nccl" if on_gpu else "gloo"
+    if "RANK" not in os.environ:  # no port is needed to be alone
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        os.environ["LOCAL_RANK"] = "0"
+    deepspeed.init_distributed(backend, verbose=False)
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else "cpu"
     if on_gpu:

@@ -17,7 +17,7 @@ def estimate(lmm: LMM, model: Model, world: World, longest: int) -> str:
     parameters = list(lmm.module.parameters())
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    shards = {stage: world.size for stage in range(1, model.zero_stage + 1)}
+    shards = dict.fromkeys(range(1, model.zero_stage + 1), world.size)
     frozen //= shards.get(3, 1)
     weights = trained * 4 // shards.get(3, 1)
     gradients = trained * 4 // shards.get(2, 1)

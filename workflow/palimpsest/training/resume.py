@@ -78,7 +78,9 @@ class Resume:
         self.directory.mkdir(parents=True, exist_ok=True)
         attempt = {"begun": datetime.now(UTC).isoformat(timespec="seconds"), "after_step": step}
         with (self.directory / ATTEMPTS).open("a") as f:
-            f.write(json.dumps({**attempt, "host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+            f.write(
+                json.dumps({**attempt, "host": socket.gethostname(), "pid": os.getpid()}) + "\n"
+            )
 
     def num_attempts(self) -> int:
         """Return how many jobs have worked on the stage."""

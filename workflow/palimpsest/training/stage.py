@@ -206,7 +206,9 @@ class _StageRun:
 
     def _data(self) -> dict[str, str]:
         """Return the checksum of the manifest of each task that was learnt."""
-        manifests = {t: self.results / "data" / t / "manifest.json" for t in self.stage.lineage.last}
+        manifests = {
+            t: self.results / "data" / t / "manifest.json" for t in self.stage.lineage.last
+        }
         return {task: sha256(manifest) for task, manifest in manifests.items()}
 
 

@@ -1,0 +1,36 @@
+# Palimpsest: what a multimodal model forgets when it is taught one task after another.
+#
+#   snakemake --profile profiles/local                            the demo, on this machine
+#   snakemake --profile profiles/slurm --config study=coin        a study, on a cluster
+#   snakemake --profile profiles/local --config study=demo -n     what would run
+#
+# A study is a file of config/; where it runs is said by the profile.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# Used only with `--sdm apptainer`; envs/palimpsest.def builds it.
+container: "palimpsest.sif"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"  # publisher's files -> Arrow shards
+include: "rules/train.smk"  # one job a stage, each starting from its parent's
+include: "rules/evaluate.smk"  # stage x task -> predictions -> scores
+include: "rules/report.smk"  # scores -> tables, figures, page
+
+
+localrules:
+    all,
+    data_all,
+    train_all,
+    evaluate_all,
+    report_all,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report_all.input,

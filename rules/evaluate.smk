@@ -1,0 +1,41 @@
+# Generation and scoring are apart: a new metric, or a new version of one, generates nothing anew.
+rule evaluate:
+    input:
+        stage=own_checkpoint,
+        data=expand(MANIFEST, task=CELLS),
+    output:
+        expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
+    log:
+        f"results/logs/stages/{{stage}}/evaluate{ONE_CELL}.log",
+    threads: lambda wildcards: resources_of(wildcards).threads
+    resources:
+        mem_mb=lambda wildcards: resources_of(wildcards).memory_mb,
+    params:
+        tasks=CELLS,
+        split=EVALUATION.split,
+        batch=EVALUATION.batch,
+    shell:
+        "palimpsest evaluate {wildcards.stage} --tasks {params.tasks} "
+        "--split {params.split} --batch {params.batch} > {log} 2>&1"
+
+
+rule score:
+    input:
+        expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
+    output:
+        expand(f"{CELL}/scores.json", task=CELLS, allow_missing=True),
+        expand(f"{CELL}/outcomes.parquet", task=CELLS, allow_missing=True),
+    log:
+        f"results/logs/stages/{{stage}}/score{ONE_CELL}.log",
+    params:
+        tasks=CELLS,
+        split=EVALUATION.split,
+        versions=metric_versions,
+    shell:
+        "palimpsest score {wildcards.stage} --tasks {params.tasks} "
+        "--split {params.split} > {log} 2>&1"
+
+
+rule evaluate_all:
+    input:
+        expand(f"{CELL}/scores.json", stage=STUDY.stages, task=STUDY.tasks),

@@ -1,0 +1,164 @@
+"""`palimpsest …`: the work of each rule as a sub-command, readable in a log, runnable by hand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from palimpsest import __version__
+from palimpsest.config import Model, Task, load
+from palimpsest.files import write_json
+from palimpsest.lineage import Stage
+from palimpsest.study import CONFIG, RESULTS, stage_fingerprint
+
+# Each command imports what it needs when it runs: help and plans must not wait for torch.
+
+
+def convert(args: argparse.Namespace) -> None:
+    """read a task's dataset as its publisher wrote it, and write Arrow shards"""
+    from palimpsest.data.convert import convert
+
+    task = load(Task, args.task, CONFIG)
+    convert(
+        args.task,
+        reader=task.reader,
+        source=task.source,
+        prompt=task.prompt,
+        about={"task_fingerprint": task.fingerprint, "licence": task.licence},
+        out=RESULTS / "data" / args.task,
+        root=RESULTS / "downloads",
+    )
+
+
+def chance(args: argparse.Namespace) -> None:
+    """score the most frequent training answer of a task, given to every question"""
+    from palimpsest.evaluation.chance import chance
+
+    dataset = RESULTS / "data" / args.task
+    write_json(dataset / "chance.json", chance(load(Task, args.task, CONFIG), dataset, args.split))
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """build the demo's base model from nothing (about an hour)"""
+    from palimpsest.training.pretrain import pretrain
+
+    pretrain(args.out, args.seed, minutes=args.minutes)
+
+
+def train(args: argparse.Namespace) -> int:
+    """train one stage: from its parent's directory to its own"""
+    _set_threads(args.stage)
+    from palimpsest.training.stage import train
+
+    return train(args.stage, RESULTS, args.minutes)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """answer the questions of some tasks with the model as a stage left it"""
+    _set_threads(args.stage)
+    from palimpsest.evaluation.generate import evaluate
+
+    evaluate(args.stage, args.tasks, RESULTS, args.split, args.batch)
+
+
+def score(args: argparse.Namespace) -> None:
+    """score the predictions of a stage's cells; needs no model"""
+    from palimpsest.evaluation.score import score_cell
+    from palimpsest.tasks import open_task
+
+    for task in args.tasks:
+        cell, examples = args.stage.cell(RESULTS, task), open_task(RESULTS, task, args.split)
+        score_cell(cell, load(Task, task, CONFIG), examples, stage_fingerprint(args.stage))
+
+
+def report(args: argparse.Namespace) -> None:
+    """make tables, figures and the page of a study from its scores"""
+    from palimpsest.plan import view
+    from palimpsest.report import build
+    from palimpsest.study import plan
+
+    build(view(plan(args.study)), RESULTS / "reports" / args.study)
+
+
+def show(args: argparse.Namespace) -> None:
+    """print what was forgotten, and where the report is"""
+    from palimpsest.report import terminal_table
+
+    out = RESULTS / "reports" / args.study
+    print(terminal_table(out))
+    print(f"\nThe report: {(out / 'index.html').resolve()}")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """print what a study comes to: stages, cells, what is shared and done, samples, time"""
+    from palimpsest.plan import describe
+    from palimpsest.study import plan
+
+    print(describe(plan(args.study)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all sub-commands."""
+    top = argparse.ArgumentParser(prog="palimpsest", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(work: Callable, *names: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(work.__name__, help=work.__doc__, description=work.__doc__)
+        sub.set_defaults(work=work)
+        for name in names:
+            sub.add_argument(name, **ARGUMENTS[name])
+        return sub
+
+    command(plan, "study")
+    command(convert, "task")
+    command(chance, "task", "--split")
+    pretraining = command(pretrain)
+    pretraining.add_argument("out", type=Path, help="directory of the base model to be made")
+    pretraining.add_argument("--seed", type=int, default=0)
+    pretraining.add_argument("--minutes", type=float, help="stop after this time")
+    command(train, "stage", "--minutes")
+    command(evaluate, "stage", "--tasks", "--split", "--batch")
+    command(score, "stage", "--tasks", "--split")
+    command(report, "study")
+    command(show, "study")
+    return top
+
+
+ARGUMENTS = {
+    "study": {"help": "config/<study>.yaml"},
+    "task": {"help": "config/tasks/<task>.yaml"},
+    "stage": {
+        "type": Stage.parse,
+        "help": "its path below results/stages/: benchmark/model/method/seed-0/lineage",
+    },
+    "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
+    "--split": {"default": "test", "help": "split of the questions (default: test)"},
+    "--batch": {"type": int, "default": 64, "help": "questions answered together (default: 64)"},
+    "--minutes": {"type": float, "help": "the job's time limit: checkpoint in good time"},
+}
+
+
+def _set_threads(stage: Stage) -> None:
+    """Say how many threads a process may use, and that they sleep at barriers, before torch."""
+    threads = load(Model, stage.model, CONFIG).resources.threads
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def main() -> int:
+    """Run a sub-command; a wrong input is told in a line, without a traceback."""
+    try:
+        args = parser().parse_args()
+        return args.work(args) or 0
+    except ValueError as error:
+        print(f"palimpsest: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""A publisher's dataset -> shards of one task, every record looked at on the way.
+
+A record that is no good example is left out and listed in the manifest with the reason; none is
+dropped silently. Twelve test examples are written beside the shards for the report's gallery.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from palimpsest.data.example import Example, Rejected
+from palimpsest.data.shards import write_dataset
+from palimpsest.files import whole_file
+
+GALLERY_SIZE = 12
+NEEDED = ("train", "test")
+GALLERY_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("question", pa.string()),
+        ("references", pa.list_(pa.string())),
+    ]
+)
+
+Record = Example | Rejected
+
+
+def convert(
+    task: str,
+    *,
+    reader: str,
+    source: dict[str, Any],
+    prompt: str,
+    about: dict[str, Any],
+    out: Path,
+    root: Path,
+) -> dict[str, Any]:
+    """Write the dataset of a task to `out` and return its manifest.
+
+    `reader` is a module of `data/readers`, which reads `source` below `root`; `prompt` is the
+    task's template; `about` (fingerprint, licence) goes into the manifest with task and source.
+
+    ValueError if the source has no train or no test split, or a split without a good example.
+    """
+    module = import_module(f"palimpsest.data.readers.{reader}")
+    names = module.splits(source, root)
+    if missing := [name for name in NEEDED if name not in names]:
+        raise ValueError(
+            f"task {task!r}: its source has no split {' and no '.join(map(repr, missing))}; "
+            f"there is: {', '.join(names) or 'none'}"
+        )
+
+    def records(split: str) -> Iterator[Record]:
+        read = module.read(source, split, root)
+        read = tqdm(read, desc=f"{task} {split}", unit=" examples", disable=None)
+        checked = _checked(read, f"{reader} {split}", prompt)
+        return _with_gallery(checked, out / "gallery.parquet") if split == "test" else checked
+
+    manifest = write_dataset(
+        out,
+        {split: records(split) for split in names},
+        {"task": task, **about, "source": source},
+    )
+    for split, entry in manifest["splits"].items():
+        print(f"{task} {split}: {entry['examples']} examples, {len(entry['rejected'])} rejected")
+    return manifest
+
+
+def fault(example: Example) -> str | None:
+    """Return what is wrong with an example, or None."""
+    if not example.turns:
+        return "there is no question"
+    for turn in example.turns:
+        if not turn.question.strip():
+            return "a question is empty"
+        if not turn.answer.strip():
+            return "an answer is empty"
+    if not example.references or not all(r.strip() for r in example.references):
+        return "there is no reference, or an empty one"
+    if example.box is not None:
+        x0, y0, x1, y1 = example.box
+        if not (x0 < x1 and y0 < y1):
+            return f"the box {example.box} has no area"
+    return None if example.image is None else _fault_of_picture(example.image, example.image_size)
+
+
+def _fault_of_picture(image: bytes, size: tuple[int, int] | None) -> str | None:
+    try:
+        with Image.open(io.BytesIO(image)) as picture:
+            picture.load()
+    except Exception as error:  # damaged bytes make Pillow raise almost anything
+        return f"the picture does not decode ({type(error).__name__}: {error})"
+    if size is not None and picture.size != size:
+        return f"image_size says {size}, the picture has {picture.size}"
+    return None
+
+
+def _checked(records: Iterator[Record], where: str, prompt: str) -> Iterator[Record]:
+    """Yield good examples with their prompt, and every other record as rejected.
+
+    The line of a record that is rejected here is its number among those that the reader gave.
+    """
+    accepted, first = 0, None
+    for number, record in enumerate(records, start=1):
+        if isinstance(record, Example):
+            if (wrong := fault(record)) is None:
+                accepted += 1
+                yield record.with_prompt(prompt)
+                continue
+            record = Rejected(where, number, f"example {record.id!r}: {wrong}")
+        first = first or record
+        yield record
+    if not accepted:
+        why = f"; the first: {first.file}:{first.line}: {first.reason}" if first else ""
+        raise ValueError(f"{where}: not one good example{why}")
+
+
+def _with_gallery(records: Iterator[Record], path: Path) -> Iterator[Record]:
+    """Pass the records on; when all have passed, write a gallery of some.
+
+    They are those whose ids have the smallest hashes: spread over the split, the same each time.
+    """
+    shown: list[Example] = []
+    for record in records:
+        if isinstance(record, Example):
+            shown = sorted([*shown, record], key=lambda e: hashlib.sha256(e.id.encode()).digest())
+            del shown[GALLERY_SIZE:]
+        yield record
+    rows = [
+        {
+            "id": e.id,
+            "image": e.image,
+            "question": e.turns[-1].question,
+            "references": list(e.references),
+        }
+        for e in shown
+    ]
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, GALLERY_SCHEMA), partial)

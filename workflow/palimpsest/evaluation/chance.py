@@ -1,0 +1,31 @@
+"""What can be scored without looking or reading: always the most frequent training answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from palimpsest.config import Task
+from palimpsest.data.shards import Shards
+from palimpsest.evaluation.score import percent, score_one
+from palimpsest.metrics import metric
+
+
+def chance(task: Task, dataset: Path, split: str) -> dict[str, Any]:
+    """Return the score, in percent, of the most frequent training answer to every question.
+
+    The answer is one to a last question, as evaluated; of several as frequent, the first in the
+    alphabet. `dataset` is `…/data/<task>`. No picture is read.
+    """
+    answers = Counter(e.turns[-1].answer for e in Shards(dataset, "train").without_pictures())
+    answer = min(answers, key=lambda a: (-answers[a], a))
+    scores = [score_one(answer, e, task) for e in Shards(dataset, split).without_pictures()]
+    return {
+        "task": dataset.name,
+        "answer": answer,
+        "value": percent(scores),
+        "n": len(scores),
+        "metric": task.metric,
+        "version": metric(task.metric).VERSION,
+    }

@@ -1,0 +1,130 @@
+"""Predictions -> outcomes and scores of a cell. Needs no model, so that rescoring is free.
+
+    predictions.parquet   id, prompt, prediction, references, num_tokens, stop_reason
+    outcomes.parquet      id, score (0 to 1), right_kind
+    scores.json           task, metric, version, value (percent), n, right_kind (percent), …
+
+All have the ids of the split; the outcomes are in its order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from palimpsest.config import Task
+from palimpsest.data.example import Example
+from palimpsest.data.shards import Shards
+from palimpsest.files import whole_file, write_json
+from palimpsest.metrics import Scored, metric
+
+METADATA = b"palimpsest"  # key of the JSON that says what a Parquet file belongs to
+COLUMNS = ["id", "prediction", "references"]  # of the predictions: what scoring reads
+
+
+def score_cell(cell: Path, task: Task, examples: Shards, stage_fingerprint: str) -> None:
+    """Write `outcomes.parquet`, in the order of the split, and then `scores.json`.
+
+    `cell` is `…/cells/<task>`; `examples` are the split that was answered. ValueError names the
+    cell or its file if the predictions are of a stage with another fingerprint, or not of exactly
+    these examples.
+    """
+    predictions = _read_predictions(cell, stage_fingerprint, examples)
+    (cell / "scores.json").unlink(missing_ok=True)  # never beside outcomes of another scoring
+    outcomes = []
+    for example in examples.without_pictures():
+        prediction = predictions[example.id]
+        outcomes.append(
+            {
+                "id": example.id,
+                "score": score_one(prediction, example, task),
+                "right_kind": re.fullmatch(task.answer_format, prediction.strip()) is not None,
+            }
+        )
+    with whole_file(cell / "outcomes.parquet") as partial:
+        pq.write_table(pa.Table.from_pylist(outcomes), partial)
+    write_json(
+        cell / "scores.json",
+        {
+            "task": cell.name,
+            "metric": task.metric,
+            "version": metric(task.metric).VERSION,
+            "value": percent([o["score"] for o in outcomes]),
+            "n": len(outcomes),
+            "right_kind": percent([o["right_kind"] for o in outcomes]),
+            "stage_fingerprint": stage_fingerprint,
+        },
+    )
+
+
+def score_one(prediction: str, example: Example, task: Task) -> float:
+    """Return a prediction's score by the task's metric; ValueError names the example."""
+    scored = Scored(example.references, example.choices, example.box, example.image_size)
+    try:
+        return metric(task.metric).score(prediction, scored, **task.metric_options)
+    except ValueError as error:
+        raise ValueError(f"example {example.id!r}: {error}") from None
+
+
+def percent(values: list[float]) -> float:
+    """Return the mean x 100."""
+    return 100 * sum(values) / len(values)
+
+
+def _read_predictions(cell: Path, stage_fingerprint: str, examples: Shards) -> dict[str, str]:
+    """Return the predictions by example id, once they are known to belong here."""
+    path = cell / "predictions.parquet"
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: file is missing; generate the cell's predictions") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error})") from None
+    if missing := sorted(set(COLUMNS) - set(table.column_names)):
+        raise ValueError(f"{path}: columns are missing: {', '.join(missing)}")
+    about = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
+    if (found := about.get("stage_fingerprint")) != stage_fingerprint:
+        raise ValueError(
+            f"{cell}: the predictions are of a stage with fingerprint {found}, the config's is "
+            f"{stage_fingerprint}: they belong to another config. Remove {path} to generate it anew"
+        )
+    rows = table.select(COLUMNS).to_pylist()
+    _check_ids(path, [row["id"] for row in rows], examples.ids)
+    _check_references(path, {row["id"]: row["references"] for row in rows}, examples)
+    return {row["id"]: row["prediction"] for row in rows}
+
+
+def _check_ids(path: Path, found: list[str], expected: list[str]) -> None:
+    if not expected:
+        raise ValueError(f"{path}: the split has no examples; there is nothing to score")
+    problems = {
+        "missing": set(expected) - set(found),
+        "foreign": set(found) - set(expected),
+        "duplicate": {id for id, times in Counter(found).items() if times > 1},
+    }
+    lines = [f"{len(ids)} {problem} ({_first(ids)})" for problem, ids in problems.items() if ids]
+    if lines:
+        raise ValueError(
+            f"{path}: its ids are not exactly the {len(expected)} of the split: "
+            f"{'; '.join(lines)}. Remove the file to generate it anew"
+        )
+
+
+def _check_references(path: Path, found: dict[str, list[str]], examples: Shards) -> None:
+    """Same ids, other answers: the data was converted anew after the predictions were made."""
+    references = zip(examples.ids, examples.table["references"].to_pylist(), strict=True)
+    if other := {id for id, expected in references if found[id] != expected}:
+        raise ValueError(
+            f"{path}: {len(other)} examples have other references now ({_first(other)}); the data "
+            "was changed after the predictions were made. Remove the file to generate it anew"
+        )
+
+
+def _first(ids: set[str]) -> str:
+    shown = ", ".join(sorted(ids)[:3])
+    return shown + (", …" if len(ids) > 3 else "")
