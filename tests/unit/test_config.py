@@ -49,6 +49,10 @@ WRONG = {
         "config/tasks/signs.yaml: metric_options: found {'gird': 3}: there is no option of box_iou "
         "'gird', did you mean 'grid'? Known: grid, threshold",
     ),
+    "option of another type": (
+        ("tasks/signs", {"metric": "box_iou", "metric_options": {"grid": "16"}}),
+        "config/tasks/signs.yaml: metric_options: found {'grid': '16'}: grid should be a float",
+    ),
     "prompt without a question": (
         ("tasks/signs", {"prompt": "Answer!"}),
         "config/tasks/signs.yaml: prompt: found 'Answer!': must contain {question}",

@@ -18,6 +18,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import get_type_hints
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def metric(name: str) -> ModuleType:
     return import_module(f"{__name__}.{name}")
 
 
-def options(name: str) -> tuple[str, ...]:
-    """Return the names of a metric's options."""
-    parameters = inspect.signature(metric(name).score).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+def options(name: str) -> dict[str, type]:
+    """Return the names of a metric's options and their types."""
+    score = metric(name).score
+    types = get_type_hints(score)
+    parameters = inspect.signature(score).parameters.values()
+    return {p.name: types[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
