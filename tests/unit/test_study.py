@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from palimpsest.config import ConfigError
 from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.study import plan, refuse_foreign_stages, stage_fingerprint
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def stage(lineage, benchmark="three", seed=0):
@@ -183,3 +186,26 @@ def test_benchmarks_with_other_tasks_are_not_compared(workplace):
     workplace.change("small", references__blind__benchmark="two")
     with pytest.raises(ConfigError, match=r"references\.blind\.benchmark: 'two' has other tasks"):
         plan("small")
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """The repository as working directory, with its own config."""
+    monkeypatch.chdir(REPOSITORY)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (REPOSITORY / "config").glob("*.yaml")))
+def test_the_studies_that_are_shipped_can_be_planned(name, shipped):
+    found = plan(name)
+    assert found.trained
+    for s in found.stages:
+        stage_fingerprint(s)
+
+
+def test_the_demos_orders_share_two_stages(shipped):
+    found = plan("demo-swapped")
+    coin, swapped = (experiment(found, "lora", order).stages for order in ("coin", "swapped"))
+    assert len(set(coin) & set(swapped)) == 1 + 2  # the base, and as benchmarks/demo.yaml says
