@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,18 +160,35 @@ def read_results(view: StudyView) -> Results:
         for members in reversed(keyed.values())
         if members[0].experiment.protocol == JOINT
     }
-    names_seen = Counter(key[0] for key in keyed)
     groups: list[Group] = []
     baseline: dict[str, tuple[str, np.ndarray]] = {}
     for key, members in keyed.items():
         joint = joints.get(key[1])
-        groups.append(_group(members, samples, joint, names_seen[key[0]] > 1, baseline))
+        groups.append(_group(members, samples, joint, _detail(key, keyed), baseline))
+    _check_distinct(groups)
     first = {task: cell for task, (cell, _) in reader.first.items()}
     return Results(
         view=view,
         groups=tuple(groups),
         metrics={t: (first[t].metric, first[t].version, first[t].n) for t in names if t in first},
         unbounded=tuple(t for t in names if any(_above_100(m, t) for m in matrices)),
+    )
+
+
+def _check_distinct(groups: list[Group]) -> None:
+    for name, count in Counter(group.slug for group in groups).items():
+        if count > 1:
+            raise ValueError(
+                f"experiments: {count} groups would write to the same files ({name}); give them "
+                "names that differ in letters or digits"
+            )
+
+
+def _detail(key: tuple[str, ...], keys: Iterable[tuple[str, ...]]) -> str:
+    """Return what tells a group from those of its name: its model, method or order."""
+    namesakes = [other for other in keys if other[0] == key[0]]
+    return " ".join(
+        key[part] for part in (1, 2, 3) if len({other[part] for other in namesakes}) > 1
     )
 
 
@@ -199,7 +217,7 @@ def _pool(grids: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([stacked[:, 0].mean(0)[None], pool_seeds(stacked[:, 1:])])
 
 
-def _group(members, samples, joint, ambiguous: bool, baseline) -> Group:
+def _group(members, samples, joint, detail: str, baseline) -> Group:
     view = members[0].experiment
     grids = [_grid(matrix, samples) for matrix in members]
     each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
@@ -210,7 +228,6 @@ def _group(members, samples, joint, ambiguous: bool, baseline) -> Group:
             pooled[f"average_accuracy_minus_{name}"] = pooled["average_accuracy"] - base
     all_BRT = _pool(grids)
     low_RT, high_RT = interval(all_BRT[1:])
-    detail = f"{view.model} {view.order}".strip() if ambiguous else ""
     return Group(
         slug=slug(f"{view.name} {detail}"),
         title=f"{view.title} ({detail})" if detail else view.title,

@@ -253,13 +253,19 @@ def terminal(results: Results) -> str:
         for group in results.groups
     ]
     sequences = results.sequential
-    second = [["own stage → last (%)", "chance", *[g.title for g in sequences]]]
-    for task in results.view.tasks:
-        pairs = [f"{g.own(task.name):.1f} → {g.end(task.name):5.1f}" for g in sequences]
-        second.append([task.title, f"{task.chance:.1f}", *[p.replace("nan", "–") for p in pairs]])
+    blocks = [_columns(first)]
+    for start in range(0, len(sequences), 3):  # three beside each other fit a terminal
+        blocks.append(_columns(_own_and_last(results, sequences[start : start + 3])))
     title = f"{results.view.title}: what was learnt, and what was kept (%, 95 % intervals)"
-    blocks = [title, _columns(first), *([_columns(second)] if sequences else []), *results.notes]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([title, *blocks, *results.notes]) + "\n"
+
+
+def _own_and_last(results: Results, groups: tuple[Group, ...]) -> list[list[str]]:
+    rows = [["own stage → last (%)", "chance", *[group.title for group in groups]]]
+    for task in results.view.tasks:
+        pairs = [f"{g.own(task.name):.1f} → {g.end(task.name):5.1f}" for g in groups]
+        rows.append([task.title, f"{task.chance:.1f}", *[p.replace("nan", "–") for p in pairs]])
+    return rows
 
 
 def _plain(e: Estimate | None) -> str:

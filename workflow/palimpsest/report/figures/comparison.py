@@ -12,7 +12,7 @@ from palimpsest.report.figures.style import (
     MUTED,
     PAGE,
     PAPER,
-    SERIES,
+    Look,
     Picture,
     ceiling,
     wrap,
@@ -28,25 +28,34 @@ CAPTION = (
 )
 
 
+ROW = 0.23  # inches
+
+
 def draw(results: Results) -> list[Picture]:
     """Return the figure at page width, and stacked for one column."""
+    num_sequences = len(results.sequential)
+    num_rows = num_sequences + len(results.references) + 1.5  # chance, and a gap
+    high = ROW * (num_rows + 0.2)
+    lines = "\n".join(_titles(results.groups)).split("\n")
+    left_in = 0.12 + 0.05 * max(map(len, [*lines, "Chance"]))
     wide, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, _height(results) + 0.85), sharey=True, width_ratios=(1.7, 1)
+        1, 2, figsize=(PAGE, high + 0.72), sharey=True, width_ratios=(1.7, 1)
     )
-    _fill(results, left, right)
-    wide.subplots_adjust(left=1.75 / PAGE, right=1 - 0.75 / PAGE, wspace=0.1)
-    _margins(wide, left, top=0.3)
+    _scores(results, left)
+    _lost(results, right)
+    wide.subplots_adjust(left=left_in / PAGE, right=1 - 0.75 / PAGE, wspace=0.1)
+    _margins(wide)
+    low = ROW * (num_sequences + 0.2)
     tall, (above, below) = plt.subplots(
-        2,
-        1,
-        figsize=(COLUMN, _height(results) + 0.23 * len(results.sequential) + 1.45),
-        sharey=True,
-        height_ratios=(_height(results), 0.23 * (len(results.sequential) + 0.4)),
+        2, 1, figsize=(COLUMN, high + low + 1.27), height_ratios=(high, low)
     )
-    _fill(results, above, below)
-    below.tick_params(labelleft=True)
-    tall.subplots_adjust(left=1.3 / COLUMN, right=1 - 0.45 / COLUMN, hspace=0.5)
-    _margins(tall, above, top=0.3)
+    _scores(results, above)
+    _lost(results, below)
+    below.set_yticks([-k for k in range(num_sequences)], _titles(results.sequential))
+    below.set_ylim(0.6 - num_sequences, 0.6)
+    gap = 0.55 / ((high + low) / 2)
+    tall.subplots_adjust(left=left_in / COLUMN, right=1 - 0.45 / COLUMN, hspace=gap)
+    _margins(tall)
     title = "What was learnt, and what was kept"
     return [
         Picture("comparison", "comparison", title, CAPTION, wide),
@@ -54,13 +63,13 @@ def draw(results: Results) -> list[Picture]:
     ]
 
 
-def _height(results: Results) -> float:
-    return 0.23 * (len(results.groups) + 1.6)
+def _titles(groups: tuple[Group, ...]) -> list[str]:
+    return [wrap(group.title, 24, 2) for group in groups]
 
 
-def _margins(figure, axis, top: float) -> None:
+def _margins(figure) -> None:
     tall = figure.get_figheight()
-    figure.subplots_adjust(bottom=0.42 / tall, top=1 - top / tall)
+    figure.subplots_adjust(bottom=0.42 / tall, top=1 - 0.3 / tall)
     handles = [
         Line2D([], [], marker="o", ls="", mfc=PAPER, mec=INK, label="just learnt"),
         Line2D([], [], marker="o", ls="", color=INK, label="after the last stage"),
@@ -72,60 +81,69 @@ def _margins(figure, axis, top: float) -> None:
     )  # fmt: skip
 
 
-def _fill(results: Results, scores, lost) -> None:
+def _scores(results: Results, axis) -> None:
+    """Draw learning and average accuracy of the sequences, references and chance below."""
     sequences, references = results.sequential, results.references
-    for k, group in enumerate(sequences):
-        _sequence(group, -float(k), SERIES[k % len(SERIES)], scores, lost)
-    for k, group in enumerate(references):
-        _reference(group, -len(sequences) - 0.5 - k, scores)
-    chance = sum(task.chance for task in results.view.tasks) / len(results.view.tasks)
-    bottom = -len(sequences) - 0.5 - len(references)
-    scores.plot(chance, bottom, "D", color=MUTED, ms=3.5)
-    labels = [group.title for group in (*sequences, *references)] + ["Chance"]
-    places = [-float(k) for k in range(len(sequences))]
+    places = [-k for k in range(len(sequences))]
     places += [-len(sequences) - 0.5 - k for k in range(len(references) + 1)]
-    scores.set_yticks(places, [wrap(label, 26, 2) for label in labels])
-    scores.set_ylim(bottom - 0.6, 0.6)
+    for k, (group, y) in enumerate(zip((*sequences, *references), places, strict=False)):
+        if group.sequential:
+            _sequence(group, y, Look.of(k).color, axis)
+        else:
+            _reference(group, y, axis)
+    chance = sum(task.chance for task in results.view.tasks) / len(results.view.tasks)
+    axis.plot(chance, places[-1], "D", color=MUTED, ms=3.5)
+    axis.set_yticks(places, [*_titles(sequences), *_titles(references), "Chance"])
+    axis.set_ylim(places[-1] - 0.6, 0.6)
     values = [group.value_RT for group in results.groups]
-    scores.set_xlim(0, 100 if not results.unbounded else ceiling(*values))
-    scores.set_xlabel("mean score over tasks (%)")
-    lost.set_xlabel("forgetting (percentage points)")
-    lost.axvline(0, color=MUTED, lw=0.8)
-    for axis in (scores, lost):
-        axis.grid(axis="x")
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-        if sequences:
-            axis.axhline(0.25 - len(sequences), color=GRID, lw=0.8)
+    axis.set_xlim(0, ceiling(*values) if results.unbounded else 100)
+    axis.set_xlabel("mean score over tasks (%)")
+    _plain(axis, len(sequences))
 
 
-def _sequence(group: Group, y: float, color: str, scores, lost) -> None:
+def _lost(results: Results, axis) -> None:
+    """Draw the forgetting of each sequence, its value at the right."""
+    for k, group in enumerate(results.sequential):
+        forgot, color = group.estimates.get("forgetting"), Look.of(k).color
+        if forgot:
+            _interval(axis, forgot, -k, color)
+            axis.plot(forgot.value, -k, "o", color=color, ms=4, zorder=3)
+            axis.annotate(
+                signed(forgot.value), (1, -k), xycoords=("axes fraction", "data"),
+                xytext=(26, 0), textcoords="offset points", ha="right", va="center",
+            )  # fmt: skip
+    axis.axvline(0, color=MUTED, lw=0.8)
+    axis.set_xlabel("forgetting (percentage points)")
+    _plain(axis, len(results.sequential))
+
+
+def _plain(axis, num_sequences: int) -> None:
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    if num_sequences:
+        axis.axhline(0.25 - num_sequences, color=GRID, lw=0.8)
+
+
+def _sequence(group: Group, y: float, color: str, axis) -> None:
     own = group.estimates.get("learning_accuracy")
     last = group.estimates.get("average_accuracy")
-    forgot = group.estimates.get("forgetting")
     if own and last:
-        scores.plot(
+        axis.plot(
             [own.value, last.value], [y, y], color=color, lw=4, alpha=0.22, solid_capstyle="butt"
         )
     for e, face, shift in ((own, PAPER, 0.13), (last, color, -0.13)):
         if e:
-            _interval(scores, e, y + shift, color)
-            scores.plot(e.value, y + shift, "o", mfc=face, mec=color, mew=1, ms=4, zorder=3)
-    if forgot:
-        _interval(lost, forgot, y, color)
-        lost.plot(forgot.value, y, "o", color=color, ms=4, zorder=3)
-        lost.annotate(
-            signed(forgot.value), (1, y), xycoords=("axes fraction", "data"),
-            xytext=(26, 0), textcoords="offset points", ha="right", va="center",
-        )  # fmt: skip
+            _interval(axis, e, y + shift, color)
+            axis.plot(e.value, y + shift, "o", mfc=face, mec=color, mew=1, ms=4, zorder=3)
 
 
 def _interval(axis, e: Estimate, y: float, color: str) -> None:
     axis.plot([e.low, e.high], [y, y], color=color, lw=1, marker="|", ms=4, mew=1, zorder=2)
 
 
-def _reference(group: Group, y: float, scores) -> None:
+def _reference(group: Group, y: float, axis) -> None:
     e = group.estimates.get("average_accuracy")
     if e:
-        _interval(scores, e, y, MUTED)
-        scores.plot(e.value, y, "D", color=MUTED, ms=3.5)
+        _interval(axis, e, y, MUTED)
+        axis.plot(e.value, y, "D", color=MUTED, ms=3.5)

@@ -12,30 +12,39 @@ from palimpsest.report.figures.style import (
     Look,
     Picture,
     ceiling,
+    legend_above,
     panels,
     stage_axis,
+    wrap,
 )
 from palimpsest.report.results import Group, Results
 from palimpsest.report.spec import JOINT
 
+CAPTION = (
+    "The score of each task after each stage; the large open marker is the task's own stage. Bands "
+    "are 95 % paired bootstrap intervals, the dotted line is chance, the dashed one joint training."
+)
+LINES = 5  # more in a panel cannot be told apart
+
 
 def draw(results: Results) -> list[Picture]:
-    """Return one figure for each model and order."""
+    """Return a figure for each model and order; of many methods several, the first in each."""
     pictures = []
-    for name, groups in results.settings.items():
-        figure = _draw(results, groups)
-        pictures.append(Picture(
-            f"curves-{name}".rstrip("-"), "curves", "Each task over the stages",
-            "The score of each task after each stage; the large open marker is the task's own "
-            "stage. Bands are 95 % paired bootstrap intervals, the dotted line is chance, the "
-            "dashed one joint training.", figure,
-        ))  # fmt: skip
+    for name, (first, *others) in results.settings.items():
+        parts = [others[k : k + LINES - 1] for k in range(0, len(others), LINES - 1)] or [[]]
+        for number, part in enumerate(parts, start=1):
+            suffix = f"{name} {number if len(parts) > 1 else ''}"
+            pictures.append(Picture(
+                f"curves {suffix}".strip().replace(" ", "-"), "curves", "Each task over the stages",
+                CAPTION, _draw(results, (first, *part)),
+            ))  # fmt: skip
     return pictures
 
 
 def _draw(results: Results, groups: tuple[Group, ...]):
     tasks = groups[0].tasks
-    figure, axes = panels(len(tasks), top=0.3)
+    handles = _handles(groups)
+    figure, axes = panels(len(tasks), top=0.3 if len(groups) <= 3 else 0.45)
     joint = results.reference(JOINT, groups[0].view.model)
     high = ceiling(*[group.value_RT for group in groups])
     num_stages = max(group.value_RT.shape[0] for group in groups) - 1
@@ -47,19 +56,23 @@ def _draw(results: Results, groups: tuple[Group, ...]):
             axis.axhline(joint.end(task), color=MUTED, lw=0.9, ls="--", zorder=1)
         axis.set_title(results.view.task(task).title, loc="left", pad=3)
         stage_axis(axis, num_stages, bottom=k >= len(tasks) - 4, left=k % 4 == 0, high=high)
-    looks = [(Look.of(number), group) for number, group in enumerate(groups)]
-    handles = [
-        Line2D([], [], color=k.color, marker=k.marker, ls=k.dashes, ms=3, label=group.title)
-        for k, group in looks
-    ]
-    handles.append(Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"))
-    handles.append(Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"))
-    handles.append(Line2D([], [], marker="o", ls="", ms=6, mfc=PAPER, mec=INK, label="own stage"))
-    figure.legend(
-        handles=handles, loc="upper left", ncols=min(len(handles), 6), bbox_to_anchor=(0.0, 1.0),
-        columnspacing=1.2, handlelength=2.2,
-    )  # fmt: skip
+    legend_above(figure, handles)
     return figure
+
+
+def _handles(groups: tuple[Group, ...]) -> list[Line2D]:
+    handles = []
+    for number, group in enumerate(groups):
+        look = {"color": Look.of(number).color, "marker": Look.of(number).marker}
+        handles.append(
+            Line2D([], [], ls=Look.of(number).dashes, ms=3, label=wrap(group.title, 30, 1), **look)
+        )
+    return [
+        *handles,
+        Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"),
+        Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"),
+        Line2D([], [], marker="o", ls="", ms=6, mfc=PAPER, mec=INK, label="own stage"),
+    ]
 
 
 def _line(group: Group, task: str, look: Look, axis) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from palimpsest.report.examples import Shown, shown_examples
 from palimpsest.report.figures.style import INK, MUTED, PAGE, RIGHT, Picture, wrap
 from palimpsest.report.results import Results
 
 WRONG = "#d55e00"
+LETTER, LINE = 0.05, 0.112  # width of a letter and height of a line, in inches
 CAPTION = (
     "For each task one test example: what was answered right after the task's own stage, and what "
     "after the last stage. Where the gallery has one, it is the first example that was right then "
@@ -26,48 +27,59 @@ def draw(results: Results) -> list[Picture]:
         shown = [pair for task in group.tasks for pair in shown_examples(results, group, task)[:1]]
         if shown:
             pictures.append(Picture(
-                f"examples-{group.slug}", "examples", group.title, CAPTION, _draw(shown),
+                f"examples-{group.slug}", "examples", group.title, CAPTION,
+                _draw(shown, group.title),
             ))  # fmt: skip
     return pictures
 
 
-def _draw(shown: list[Shown]):
+def _draw(shown: list[Shown], title: str):
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    width, tall = PAGE, rows * 2.42 + 0.05
-    figure = plt.figure(figsize=(width, tall))
-    cell_w, cell_h = width / columns, 2.42
-    for k, example in enumerate(shown):
-        left = (k % columns) * cell_w + 0.06
-        top = tall - (k // columns) * cell_h - 0.04
-        _card(figure, example, left, top, cell_w - 0.12)
+    wide = PAGE / 4
+    said = [_lines(example, int((wide - 0.12) / LETTER)) for example in shown]
+    tall = 1.3 + LINE * max(map(len, said))
+    figure = plt.figure(figsize=(wide * columns, rows * tall + 0.22))
+    _say(figure, 0.06, 0.13, title, fontsize=8, weight="bold")
+    for k, (example, lines) in enumerate(zip(shown, said, strict=True)):
+        left, top = (k % columns) * wide + 0.06, 0.22 + (k // columns) * tall
+        _say(figure, left, top + 0.13, example.task_title, fontsize=7, weight="bold")
+        if example.image:
+            _picture(figure, example.image, left, top + 0.18)
+        for number, (text, color) in enumerate(lines):
+            _say(figure, left, top + 1.27 + number * LINE, text, color=color, fontsize=6)
     return figure
 
 
-def _card(figure, example: Shown, left: float, top: float, width: float) -> None:
-    """Draw one example with its upper left corner at (left, top), in inches."""
+def _lines(example: Shown, letters: int) -> list[tuple[str, str]]:
+    """Return what stands below the picture, line by line with its colour."""
+    then, now = (
+        (f"{'✓' if right else '✗'} {when}: {text or '(nothing)'}", RIGHT if right else WRONG)
+        for when, text, right in (
+            ("then", example.then, example.then_right),
+            ("now", example.now, example.now_right),
+        )
+    )
+    parts = [(example.question, INK, 5), ("expected: " + example.reference, MUTED, 1)]
+    parts += [(*then, 2), (*now, 2)]
+    return [
+        (line, color)
+        for text, color, most in parts
+        for line in wrap(text, letters, most).split("\n")
+    ]
+
+
+def _say(figure, left: float, below: float, text: str, **style) -> None:
+    """Write one line at a place in inches from the upper left corner."""
     wide, tall = figure.get_size_inches()
+    figure.text(left / wide, 1 - below / tall, text, **{"color": INK, **style})
 
-    def say(y: float, text: str, **style) -> None:
-        style = {"fontsize": 6, "va": "top", "color": INK, "linespacing": 1.15, **style}
-        figure.text(left / wide, (top - y) / tall, text, **style)
 
-    letters = int(width / 0.05)
-    say(0, example.task_title, fontsize=7, weight="bold")
-    if example.image:
-        picture = plt.imread(io.BytesIO(example.image), "png")
-        axis = figure.add_axes((left / wide, (top - 1.1) / tall, 0.95 / wide, 0.95 / tall))
-        axis.imshow(np.clip(picture, 0, 1), interpolation="nearest", aspect="equal")
-        axis.set_anchor("NW")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=MUTED, linewidth=0.5)
-    say(1.16, wrap(example.question, letters, 5))
-    say(1.73, "expected: " + wrap(example.reference, letters - 10, 1), color=MUTED)
-    for y, when, text, good in (
-        (1.86, "then: ", example.then, example.then_right),
-        (2.1, "now: ", example.now, example.now_right),
-    ):
-        said = wrap(f"{'✓' if good else '✗'} {when}{text or '(nothing)'}", letters, 2)
-        say(y, said, color=RIGHT if good else WRONG)
+def _picture(figure, image: bytes, left: float, below: float, side: float = 0.95) -> None:
+    wide, tall = figure.get_size_inches()
+    place = (left / wide, 1 - (below + side) / tall, side / wide, side / tall)
+    axis = figure.add_axes(place, anchor="NW", xticks=[], yticks=[])
+    with Image.open(io.BytesIO(image)) as picture:
+        axis.imshow(picture.convert("RGB"))
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=MUTED, linewidth=0.5)

@@ -13,6 +13,7 @@ from palimpsest.report.figures.style import (
     RIGHT,
     Picture,
     ceiling,
+    wrap,
 )
 from palimpsest.report.results import Group, Results
 
@@ -37,16 +38,16 @@ def draw(results: Results) -> list[Picture]:
 def _draw(results: Results, groups: tuple[Group, ...], tasks: list[str]):
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    width, tall = (PAGE / 3 * max(columns, 1.45), rows * 2.45 + 0.1)
+    width, tall = (PAGE / 3 * max(columns, 1.45), rows * 2.2 + 0.2)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, tall), squeeze=False, subplot_kw={"projection": "polar"}
     )
     figure.subplots_adjust(
-        left=0.52 / width, right=1 - 0.52 / width, bottom=0.16 / tall, top=1 - 0.6 / tall,
-        wspace=0.62, hspace=0.5,
+        left=0.62 / width, right=1 - 0.62 / width, bottom=0.2 / tall, top=1 - 0.68 / tall,
+        wspace=0.9, hspace=0.55,
     )  # fmt: skip
     high = ceiling(*[group.value_RT for group in groups])
-    titles = [results.view.task(task).title for task in tasks]
+    titles = [wrap(results.view.task(task).title, 11, 2) for task in tasks]
     for axis, group in zip(axes.ravel(), groups, strict=False):
         _web(axis, titles, high)
         axis.set_title(group.title, pad=20)
@@ -77,7 +78,7 @@ def _web(axis, titles: list[str], high: float) -> None:
     for theta, title in zip(angle, titles, strict=True):
         side = np.sin(theta)
         align = "center" if abs(side) < 0.2 else ("left" if side > 0 else "right")
-        axis.text(theta, high * 1.1, title, ha=align, va="center", fontsize=6.2)
+        axis.text(theta, high * 1.1, title, ha=align, va="center", fontsize=6, linespacing=1.05)
 
 
 def _polygon(axis, values: list[float], color: str, dashes, marker: str) -> None:

@@ -105,6 +105,16 @@ def panels(count: int, columns: int = 4, width: float = PAGE, height: float = 1.
     return figure, flat[:count]
 
 
+def legend_above(figure, handles: list) -> None:
+    """Put a legend along the upper edge, in as many columns as the figure is wide for."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, int(figure.get_figwidth() / (0.42 + 0.047 * longest)))
+    figure.legend(
+        handles=handles, loc="upper left", ncols=min(columns, len(handles)), columnspacing=1.2,
+        handlelength=2.2, bbox_to_anchor=(0.0, 1.0),
+    )  # fmt: skip
+
+
 def stage_axis(axis, num_stages: int, *, bottom: bool, left: bool, high: float) -> None:
     """Give an axis of scores (%) over stages its limits, ticks, grid and labels."""
     step = max(1, -(-num_stages // 8))
