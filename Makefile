@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format envs
 
-# DeepSpeed looks for ninja, and the rules for palimpsest, on the path.
+# The rules look for palimpsest on the path.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Threads that spin at a barrier take the core from their neighbours.
 export OMP_WAIT_POLICY := PASSIVE

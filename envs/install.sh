@@ -19,7 +19,7 @@ find_python() {
         fi
     done
     fail "Palimpsest needs Python 3.11 or later, and none was found here." \
-        "  Debian, Ubuntu:  apt install python3 python3-venv python3-dev" \
+        "  Debian, Ubuntu:  apt install python3 python3-venv" \
         "  elsewhere:       conda create -n python311 python=3.11" \
         "  then:            make setup PYTHON=/path/to/python3.11"
 }
@@ -55,12 +55,6 @@ install() {
 python=$(find_python)
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module. Debian, Ubuntu: apt install python3-venv"
-headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-if ! command -v c++ >/dev/null || [ ! -e "$headers/Python.h" ]; then
-    fail "DeepSpeed compiles a small extension at its first use: it needs a C++ compiler and Python's headers." \
-        "  Debian, Ubuntu:  apt install g++ python3-dev"
-fi
-
 echo "[1/4] .venv with $("$python" --version)"
 "$python" -m venv .venv
 : >"$log"
