@@ -22,7 +22,7 @@ from report_fixture import NAMES, TASKS, write_cell, write_study
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    view = write_study(root / "results", n=60)
+    view = write_study(root / "results", n=60, methods=("lora", "replay"))
     build(view, root / "out")
     return view, root / "out"
 
@@ -96,7 +96,7 @@ def test_every_figure_has_three_formats(report):
     _, out = report
     names = {p.stem for p in (out / "figures").iterdir()}
     assert {"comparison", "curves", "radar", "heatmap-lora", "kind-replay"} <= names
-    assert "examples-moelora" in names
+    assert "examples-lora" in names
     for name in names:
         for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
             assert (out / f"figures/{name}.{suffix}").read_bytes().startswith(magic)

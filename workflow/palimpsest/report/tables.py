@@ -88,6 +88,24 @@ def cost_frame(results: Results) -> pd.DataFrame | None:
     return pd.DataFrame(rows) if rows else None
 
 
+def write_tables(results: Results, out: Path) -> None:
+    """Write every table of a report into its directory."""
+    frames = {
+        "matrix": matrix_frame(results),
+        "right_kind": matrix_frame(results, "right_kind"),
+        "summary": summary_frame(results),
+        "tasks": task_frame(results),
+        "costs": cost_frame(results),
+    }
+    for name, frame in frames.items():
+        if frame is not None:
+            write_frame(frame, out / name)
+    (out / "tables").mkdir()
+    for table in paper_tables(results):
+        (out / f"tables/{table[0]}.md").write_text(markdown(table), encoding="utf-8")
+        (out / f"tables/{table[0]}.tex").write_text(latex(table), encoding="utf-8")
+
+
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV (4 decimals, the same bytes for the same numbers) and as Parquet."""
     floats = frame.select_dtypes("float").columns

@@ -64,7 +64,7 @@ def draw(results: Results) -> list[Picture]:
 
 
 def _titles(groups: tuple[Group, ...]) -> list[str]:
-    return [wrap(group.title, 24, 2) for group in groups]
+    return [wrap(group.title, 26, 2) for group in groups]
 
 
 def _margins(figure) -> None:

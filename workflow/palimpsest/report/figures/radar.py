@@ -44,7 +44,7 @@ def _draw(results: Results, groups: tuple[Group, ...], tasks: list[str]):
     )
     figure.subplots_adjust(
         left=0.62 / width, right=1 - 0.62 / width, bottom=0.2 / tall, top=1 - 0.68 / tall,
-        wspace=0.9, hspace=0.55,
+        wspace=0.9, hspace=0.45,
     )  # fmt: skip
     high = ceiling(*[group.value_RT for group in groups])
     titles = [wrap(results.view.task(task).title, 11, 2) for task in tasks]

@@ -94,7 +94,7 @@ def panels(count: int, columns: int = 4, width: float = PAGE, height: float = 1.
         rows, columns, figsize=(width, tall), squeeze=False, sharex=True, sharey=True
     )
     figure.subplots_adjust(
-        left=0.42 / width, right=1 - 0.08 / width, bottom=0.38 / tall,
+        left=0.46 / width, right=1 - 0.08 / width, bottom=0.38 / tall,
         top=1 - (top + 0.17) / tall, wspace=0.12, hspace=0.3,
     )  # fmt: skip
     flat = list(axes.ravel())
