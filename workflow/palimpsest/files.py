@@ -47,6 +47,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         _flush(partial)
         os.replace(partial, path)
+        _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -59,18 +60,20 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for entry in [*partial.rglob("*"), partial]:
+            _flush(entry)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, replaced)
         os.replace(partial, path)
+        _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,5 +83,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as f:
-        os.fsync(f.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

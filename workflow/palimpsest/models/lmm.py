@@ -83,7 +83,7 @@ def conversation(example: Example, chat: Chat) -> tuple[str, list[tuple[int, int
     for number, turn in enumerate(example.turns):
         image = chat.image if number == 0 and example.image is not None else ""
         before, after = chat.assistant.split("{answer}")
-        text += chat.user.format(question=image + turn.question) + before
+        text += chat.user.replace("{question}", image + turn.question) + before
         start = len(text.rstrip())
         text += turn.answer + after
         spans.append((start, len(text)))
