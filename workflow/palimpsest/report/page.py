@@ -128,7 +128,7 @@ def findings(results: Results) -> list[str]:
             f"{best.title} forgot least: {_points(best)}, and ends at "
             f"{best.estimates['average_accuracy'].value:.1f} %."
         )
-    return said
+    return [sentence.replace(" %", "\u00a0%") for sentence in said]
 
 
 def _points(group: Group) -> str:

@@ -33,34 +33,57 @@ ROW = 0.23  # inches
 
 def draw(results: Results) -> list[Picture]:
     """Return the figure at page width, and stacked for one column."""
-    num_sequences = len(results.sequential)
-    num_rows = num_sequences + len(results.references) + 1.5  # chance, and a gap
-    high = ROW * (num_rows + 0.2)
-    lines = "\n".join(_titles(results.groups)).split("\n")
-    left_in = 0.12 + 0.05 * max(map(len, [*lines, "Chance"]))
-    wide, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, high + 0.72), sharey=True, width_ratios=(1.7, 1)
+    title = "What was learnt, and what was kept"
+    if not results.sequential:
+        return [Picture("references", "comparison", title, CAPTION, _references(results))]
+    return [
+        Picture("comparison", "comparison", title, CAPTION, _wide(results)),
+        Picture("comparison-column", "comparison", f"{title} (one column)", CAPTION, _tall(results)),
+    ]
+
+
+def _wide(results: Results):
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(PAGE, _height(results) + 0.72), sharey=True, width_ratios=(1.7, 1)
     )
     _scores(results, left)
     _lost(results, right)
-    wide.subplots_adjust(left=left_in / PAGE, right=1 - 0.75 / PAGE, wspace=0.1)
-    _margins(wide)
-    low = ROW * (num_sequences + 0.2)
-    tall, (above, below) = plt.subplots(
+    figure.subplots_adjust(left=_label_width(results) / PAGE, right=1 - 0.75 / PAGE, wspace=0.1)
+    _margins(figure)
+    return figure
+
+
+def _tall(results: Results):
+    num_sequences = len(results.sequential)
+    high, low = _height(results), ROW * (num_sequences + 0.2)
+    figure, (above, below) = plt.subplots(
         2, 1, figsize=(COLUMN, high + low + 1.27), height_ratios=(high, low)
     )
     _scores(results, above)
     _lost(results, below)
     below.set_yticks([-k for k in range(num_sequences)], _titles(results.sequential))
     below.set_ylim(0.6 - num_sequences, 0.6)
-    gap = 0.55 / ((high + low) / 2)
-    tall.subplots_adjust(left=left_in / COLUMN, right=1 - 0.45 / COLUMN, hspace=gap)
-    _margins(tall)
-    title = "What was learnt, and what was kept"
-    return [
-        Picture("comparison", "comparison", title, CAPTION, wide),
-        Picture("comparison-column", "", f"{title} (one column)", CAPTION, tall),
-    ]
+    left, gap = _label_width(results) / COLUMN, 0.55 / ((high + low) / 2)
+    figure.subplots_adjust(left=left, right=1 - 0.45 / COLUMN, hspace=gap)
+    _margins(figure)
+    return figure
+
+
+def _references(results: Results):
+    figure, axis = plt.subplots(figsize=(COLUMN, _height(results) + 0.72))
+    _scores(results, axis)
+    figure.subplots_adjust(left=_label_width(results) / COLUMN, right=1 - 0.15 / COLUMN)
+    _margins(figure)
+    return figure
+
+
+def _height(results: Results) -> float:
+    return ROW * (len(results.groups) + 1.7)  # chance and a gap beside the groups
+
+
+def _label_width(results: Results) -> float:
+    lines = "\n".join([*_titles(results.groups), "Chance"]).split("\n")
+    return 0.12 + 0.05 * max(map(len, lines))
 
 
 def _titles(groups: tuple[Group, ...]) -> list[str]:
