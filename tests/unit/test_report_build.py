@@ -297,3 +297,24 @@ def test_a_cell_is_forgotten_only_where_it_was_known(tmp_path):
     first = shown_examples(results, results.groups[-1], NAMES[0])[0]
     assert (first.then_right, first.now_right) == (True, False)
     assert first.then == TASKS[0][9][4 % 3]
+
+
+def test_what_a_report_cannot_show_is_refused_by_name(study):
+    lora = study.experiments[-1]
+    with pytest.raises(ValueError, match="'lora': protocol 'parallel' is not one of sequential"):
+        replace(lora, protocol="parallel")
+    with pytest.raises(ValueError, match="'lora': row 0 is 'demo-choice'"):
+        replace(lora, rows=lora.rows[1:])
+    with pytest.raises(ValueError, match="demo-card, which is no task of the study"):
+        read_results(replace(study, tasks=study.tasks[:-1]))
+    namesakes = (replace(lora, name="lo_ra"), replace(lora, name="lo-ra"))
+    with pytest.raises(ValueError, match=r"2 groups would write to the same files \(lo-ra\)"):
+        read_results(replace(study, experiments=namesakes))
+
+
+def test_orders_of_one_method_are_told_apart(study):
+    lora = study.experiments[-1]
+    both = (lora, replace(lora, order="alphabet"))
+    groups = read_results(replace(study, experiments=both)).groups
+    assert [group.slug for group in groups] == ["lora-default", "lora-alphabet"]
+    assert [group.title for group in groups][1] == "Sequential LoRA (alphabet)"

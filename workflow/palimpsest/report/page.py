@@ -167,7 +167,10 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         ("study", view.name),
         ("benchmark", view.benchmark),
         ("models", ", ".join(dict.fromkeys(e.model for e in view.experiments))),
-        ("orders", ", ".join(dict.fromkeys(e.order for e in view.experiments if e.order)) or "–"),
+        (
+            "orders",
+            ", ".join(dict.fromkeys(group.view.order for group in results.sequential)) or "–",
+        ),
         ("seeds", ", ".join(map(str, seeds)) or "–"),
         ("commit", view.commit),
         ("palimpsest", palimpsest.__version__),
