@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -163,6 +164,18 @@ def test_what_comes_from_data_is_escaped(study, tmp_path):
     text = (tmp_path / "out/index.html").read_text()
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
+
+
+def test_a_model_may_answer_anything(study, tmp_path):
+    """Dollars are no formulas, angle brackets no elements, control characters no SVG."""
+    lora = study.experiments[-1]
+    cell = lora.rows[-1].cells["demo-choice"]
+    table = pq.read_table(cell / "predictions.parquet")
+    said = pa.array(["$\\frac{ costs $5 </text><b>\x00\x1b\ud7ff"] * len(table))
+    pq.write_table(table.set_column(2, "prediction", said), cell / "predictions.parquet")
+    build(replace(study, experiments=(lora,)), tmp_path / "out")
+    ElementTree.parse(tmp_path / "out/figures/examples-lora.svg")
+    assert "costs $5 &lt;/text&gt;" in (tmp_path / "out/index.html").read_text()
 
 
 def test_latex_is_balanced_and_escaped(report):

@@ -43,7 +43,7 @@ RC = {
     "lines.linewidth": 1.4, "lines.markersize": 4, "legend.frameon": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "white",
     "svg.fonttype": "none", "svg.hashsalt": "palimpsest", "pdf.fonttype": 42,
-    "image.interpolation": "nearest",
+    "image.interpolation": "nearest", "text.parse_math": False,
 }  # fmt: skip
 NO_DATES = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}, "png": {}}
 
@@ -138,7 +138,8 @@ def ceiling(*values) -> float:
 
 def wrap(text: str, width: int, lines: int = 9) -> str:
     """Break a text into at most `lines` lines of `width` characters, an ellipsis for the rest."""
-    parts = [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    kept = "".join(c if c.isprintable() or c == "\n" else " " for c in text)  # SVG knows no others
+    parts = [part for line in kept.split("\n") for part in textwrap.wrap(line, width) or [""]]
     if len(parts) > lines:
         parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
     return "\n".join(parts)
