@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -104,6 +105,15 @@ def make_workspace(
     return path
 
 
+@contextmanager
+def entered(path: Path, **sizes: int) -> Iterator[Path]:
+    """Make a workspace, work in it, and convert its tasks."""
+    with chdir(make_workspace(path, **sizes)):
+        convert()
+        yield path
+    forget()
+
+
 def write(root: Path, name: str, content: dict[str, Any]) -> None:
     """Write `config/<name>.yaml` of a workspace."""
     path = root / "config" / f"{name}.yaml"
@@ -131,15 +141,17 @@ def forget() -> None:
 
 
 def convert(*tasks: str) -> None:
-    """Convert tasks of the workspace that is the working directory; all of them if none is named."""
+    """Convert tasks of the workspace that is the working directory; all if none is named."""
     for task in tasks or TASKS:
         cli.convert(cli.parser().parse_args(["convert", task]))
 
 
-def stage_of(lineage: str, method: str = "lora", benchmark: str = "three", seed: int = 0) -> Stage:
-    """Return a stage of the model `tiny`; the base for `base`."""
+def stage_of(
+    lineage: str, method: str = "lora", benchmark: str = "three", seed: int = 0, model: str = "tiny"
+) -> Stage:
+    """Return a stage by its lineage; the base of the model for `base`."""
     owner = "" if lineage == "base" else f"{method}/seed-{seed}/"
-    return Stage.parse(f"{benchmark}/tiny/{owner}{lineage}")
+    return Stage.parse(f"{benchmark}/{model}/{owner}{lineage}")
 
 
 def palimpsest(root: Path, *arguments: str) -> subprocess.Popen:
@@ -156,10 +168,19 @@ def palimpsest(root: Path, *arguments: str) -> subprocess.Popen:
 
 
 class Job:
-    """The ranks of a stage's training, forked from this process, in its working directory."""
+    """The ranks of a stage's training, forked from this process, in its working directory.
 
-    def __init__(self, stage: Stage, ranks: int = 1, minutes: float | None = None) -> None:
-        self.stage, self.results = stage, Path("results").resolve()
+    `prepare` is called in each rank before it trains, to change what the test wants changed.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        ranks: int = 1,
+        minutes: float | None = None,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.stage, self.results, self.prepare = stage, Path("results").resolve(), prepare
         self.log = self.results / "logs" / f"{stage.path.replace('/', '-')}-{time.time_ns()}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         import_module("palimpsest.training.stage")  # before the fork, and not once a rank
@@ -180,14 +201,6 @@ class Job:
             rank.join(max(0, end - time.monotonic()))
         self.kill()
         return [rank.exitcode for rank in self.ranks]
-
-    def wait_for(self, found: Callable[[], bool], timeout: float = 60) -> None:
-        """Return as soon as something is found while the job runs; AssertionError if it ends."""
-        end = time.monotonic() + timeout
-        while not found():
-            assert any(rank.is_alive() for rank in self.ranks), self.text
-            assert time.monotonic() < end, self.text
-            time.sleep(0.005)
 
     def kill(self) -> None:
         """End what is left, as by `kill -9`."""
@@ -214,6 +227,7 @@ class Job:
         train = import_module("palimpsest.training.stage").train
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # not what pytest put there
         try:
+            self.prepare()
             os._exit(train(self.stage, Path("results"), minutes))
         except ValueError as error:
             print(f"palimpsest: error: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from palimpsest import __version__
 from palimpsest.config import Model, Task, load
 from palimpsest.files import write_json
+from palimpsest.launch import run_ranks
 from palimpsest.lineage import Stage
 from palimpsest.study import CONFIG, RESULTS, stage_fingerprint
 
@@ -51,6 +52,9 @@ def pretrain(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> int:
     """train one stage: from its parent's directory to its own"""
     _set_threads(args.stage)
+    ranks = load(Model, args.stage.model, CONFIG).resources.world_size
+    if ranks > 1 and "RANK" not in os.environ:
+        return run_ranks([sys.executable, "-m", "palimpsest.cli", *sys.argv[1:]], ranks)
     from palimpsest.training.stage import train
 
     return train(args.stage, RESULTS, args.minutes)

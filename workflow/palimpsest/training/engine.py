@@ -30,7 +30,7 @@ class World:
 
 
 def join(model: Model, batch: int) -> World:
-    """Join the job's ranks; a process that torchrun did not start is a world of its own.
+    """Join the job's ranks; a process that `launch` did not start is a world of its own.
 
     Errors: ValueError if micro-batch x ranks x accumulation does not give the global batch.
     """

@@ -69,30 +69,30 @@ class _StageRun:
     def run(self, stopped: Callable[[], bool]) -> int:
         """Take the steps that are left; return the exit code."""
         num_steps = self.curriculum.num_steps
-        leads = self.world.rank == 0
-        if leads:
-            longest = max(self.lengths)
-            print(memory.estimate(self.lmm, self.model, self.world, longest), flush=True)
+        self._say(memory.estimate(self.lmm, self.model, self.world, max(self.lengths)))
+        factor = loop.schedule(self.method.training, num_steps)
         engine = zero.start(
             loop.AnswerLoss(self.lmm.module.to(self.world.device)),
             self.model,
             self.method,
             self.world,
-            loop.schedule(self.method.training, num_steps),
+            factor,
         )
         first = self._resumed(engine)
-        progress = self._progress(first) if leads else None
+        progress = self._progress(first) if self.world.rank == 0 else None
         steps = loop.steps(
             engine, self._loader(first), self.world, self._noise, stopped, first, num_steps
         )
         for done, loss, tokens, stop in steps:
             if progress:
-                progress.step(done, loss, tokens, engine.get_lr()[0])
+                rate = self.method.training.learning_rate * factor(done - 1)
+                progress.step(done, loss, tokens, rate)
             due = done % self.model.resources.checkpoint_steps == 0
             if done < num_steps and (due or stop):
                 self.resume.save(engine, {"step": done, "seconds": self._seconds()})
             if done < num_steps and stop:
-                print(f"stopped after step {done} of {num_steps}, with a checkpoint", flush=True)
+                self._say(f"stopped after step {done} of {num_steps}, with a checkpoint")
+                zero.leave()
                 return REQUEUE
         state = zero.gather(self.lmm.module, self.model.zero_stage)
         if progress:
@@ -151,8 +151,8 @@ class _StageRun:
         self.seconds_before = saved["seconds"]
         if self.world.rank == 0:
             self.resume.note_attempt(saved["step"])
-            if saved["step"]:
-                print(f"{self.stage}: resumed from step {saved['step']}", flush=True)
+        if saved["step"]:
+            self._say(f"{self.stage}: resumed from step {saved['step']}")
         return saved["step"]
 
     def _progress(self, first: int) -> Progress:
@@ -164,6 +164,10 @@ class _StageRun:
             batch=self.method.training.batch,
             parameters=sum(p.numel() for p in self.lmm.module.parameters()),
         )
+
+    def _say(self, text: str) -> None:
+        if self.world.rank == 0:
+            print(text, flush=True)
 
     def _seconds(self) -> float:
         """Return the wall time of this stage, finished attempts up to their checkpoint included."""
