@@ -118,18 +118,18 @@ AGGREGATES = (
         "higher", bwt_gem,
     ),
     Aggregate(
-        "forgetting", "Forgetting", "1/(T−1) · Σᵢ (max A[t,i] over 1 ≤ t < S − A[S,i])",
+        "forgetting", "Forgetting", "1/(T−1) · Σᵢ (max{A[t,i] : 1 ≤ t < S} − A[S,i])",
         "T−1: only tasks learnt before the last stage",
         "Chaudhry et al. 2018; a best of several noisy rows is biased upwards", "points", "lower",
         forgetting,
     ),
     Aggregate(
-        "final_minus_best", "Final minus best", "1/T · Σᵢ (A[S,i] − max A[t,i] over 0 ≤ t ≤ S)",
+        "final_minus_best", "Final minus best", "1/T · Σᵢ (A[S,i] − max{A[t,i] : 0 ≤ t ≤ S})",
         "T tasks; the base model's row counts as a stage",
         "He et al. 2023, who print it as BWT", "points", "higher", final_minus_best,
     ),
     Aggregate(
-        "forward_transfer", "Forward transfer", "1/(T−1) · Σᵢ (A[ownᵢ−1,i] − A[0,i])",
+        "forward_transfer", "Forward transfer", "1/(T−1) · Σᵢ (A[ownᵢ − 1, i] − A[0,i])",
         "T−1: only tasks learnt after the first stage",
         "Lopez-Paz and Ranzato 2017, with the base model for their random initialisation",
         "points", "higher", forward_transfer,
