@@ -11,6 +11,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+report: "workflow/report/workflow.rst"
+
+
 # Used only with `--sdm apptainer`; envs/palimpsest.def builds it.
 container: "palimpsest.sif"
 
@@ -20,6 +23,10 @@ include: "rules/data.smk"  # publisher's files -> Arrow shards
 include: "rules/train.smk"  # one job a stage, each starting from its parent's
 include: "rules/evaluate.smk"  # stage x task -> predictions -> scores
 include: "rules/report.smk"  # scores -> tables, figures, page
+
+
+onstart:
+    shell("palimpsest plan {STUDY.name}")
 
 
 localrules:
@@ -34,3 +41,5 @@ rule all:
     default_target: True
     input:
         rules.report_all.input,
+    message:
+        f"finished: {REPORT}/index.html"

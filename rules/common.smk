@@ -1,29 +1,37 @@
 # The study, and where its files are. Nothing here reads a result or imports torch.
 
 from palimpsest.config import Model, Task, load
-from palimpsest.launch import train_command
-from palimpsest.lineage import Stage
+from palimpsest.files import fingerprint
+from palimpsest.lineage import TASK_NAME, Stage
 from palimpsest.metrics import metric
 from palimpsest.study import plan, refuse_foreign_stages
 
-STUDY = plan(config.get("study", "demo"))
+try:
+    STUDY = plan(str(config.get("study", "demo")))
+    if workflow.is_main_process:
+        refuse_foreign_stages(STUDY.stages)
+except ValueError as error:
+    raise WorkflowError(f"{error}\nNothing was run, changed or removed.") from None
+
 EVALUATION = STUDY.study.evaluation
 # Which cells a job serves: all of a stage, or the one that the wildcard names.
 CELLS = STUDY.tasks if EVALUATION.fan_out == "stage" else ["{task}"]
 ONE_CELL = "" if EVALUATION.fan_out == "stage" else "-{task}"
+ON_TASK = "" if EVALUATION.fan_out == "stage" else " on {wildcards.task}"
 
 MANIFEST = "results/data/{task}/manifest.json"
 STAGE = "results/stages/{stage}/stage"
 CELL = "results/stages/{stage}/cells/{task}"
 REPORT = f"results/reports/{STUDY.name}"
 
-if workflow.is_main_process:
-    refuse_foreign_stages(STUDY.stages)
+ANY_TASK = TASK_NAME.pattern
+STEP = rf"{ANY_TASK}(\+{ANY_TASK})*"
+TRAINED = rf"[^/]+/[^/]+/[^/]+/seed-\d+/{STEP}(/{STEP})*"
 
 
 wildcard_constraints:
-    task=r"[^/]+",
-    stage=r"[^/]+/[^/]+/(base|[^/]+/seed-\d+/.+)",
+    task=ANY_TASK,
+    stage=rf"[^/]+/[^/]+/base|{TRAINED}",
 
 
 def resources_of(wildcards):
@@ -48,7 +56,15 @@ def learnt_data(wildcards):
     return expand(MANIFEST, task=Stage.parse(wildcards.stage).lineage.last)
 
 
-def metric_versions(wildcards):
-    """The versions of the metrics of a job's cells: a new version scores them anew."""
-    tasks = [wildcards.task] if ONE_CELL else CELLS
-    return [metric(load(Task, task).metric).VERSION for task in tasks]
+def tasks_of(wildcards):
+    """The tasks that a job serves: the one that its wildcard names, or all."""
+    names = [wildcards.task] if "task" in wildcards.keys() else STUDY.tasks
+    return [load(Task, name) for name in names]
+
+
+def scoring(wildcards):
+    """How a job's cells are scored; a change, such as a metric's new version, scores anew."""
+    return [
+        f"{task.metric} {metric(task.metric).VERSION} {task.metric_options} {task.answer_format}"
+        for task in tasks_of(wildcards)
+    ]

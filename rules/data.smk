@@ -4,6 +4,11 @@ rule convert:
         gallery="results/data/{task}/gallery.parquet",
     log:
         "results/logs/data/{task}/convert.log",
+    priority: 100  # short, and everything waits for it
+    params:
+        task=lambda wildcards: load(Task, wildcards.task).fingerprint,
+    message:
+        "convert {wildcards.task}"
     shell:
         "palimpsest convert {wildcards.task} > {log} 2>&1"
 
@@ -18,6 +23,9 @@ rule chance:
         "results/logs/data/{task}/chance.log",
     params:
         split=EVALUATION.split,
+        scoring=scoring,
+    message:
+        "chance of {wildcards.task}"
     shell:
         "palimpsest chance {wildcards.task} --split {params.split} > {log} 2>&1"
 
@@ -29,6 +37,8 @@ rule pretrain:
     log:
         "results/logs/models/demo-llava.log",
     threads: 2
+    message:
+        "pretrain the demo's base, about an hour; progress in {log}"
     shell:
         "palimpsest pretrain {output} > {log} 2>&1"
 

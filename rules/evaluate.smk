@@ -10,10 +10,16 @@ rule evaluate:
     threads: lambda wildcards: resources_of(wildcards).threads
     resources:
         mem_mb=lambda wildcards: resources_of(wildcards).memory_mb,
+        runtime=lambda wildcards: resources_of(wildcards).minutes,
+        nodes=1,
+        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus),
     params:
         tasks=CELLS,
         split=EVALUATION.split,
         batch=EVALUATION.batch,
+        longest=lambda wildcards: [task.max_new_tokens for task in tasks_of(wildcards)],
+    message:
+        f"evaluate {{wildcards.stage}}{ON_TASK}"
     shell:
         "palimpsest evaluate {wildcards.stage} --tasks {params.tasks} "
         "--split {params.split} --batch {params.batch} > {log} 2>&1"
@@ -30,7 +36,9 @@ rule score:
     params:
         tasks=CELLS,
         split=EVALUATION.split,
-        versions=metric_versions,
+        scoring=scoring,
+    message:
+        f"score {{wildcards.stage}}{ON_TASK}"
     shell:
         "palimpsest score {wildcards.stage} --tasks {params.tasks} "
         "--split {params.split} > {log} 2>&1"

@@ -1,3 +1,9 @@
+def figure_labels(wildcards):
+    """The columns of a figure in Snakemake's report: heatmap-lora is a heatmap of lora."""
+    kind, _, shown = wildcards.figure.partition("-")
+    return {"figure": kind, "of": shown or "all"}
+
+
 rule report:
     input:
         scores=rules.evaluate_all.input,
@@ -6,15 +12,19 @@ rule report:
     output:
         report(
             directory(REPORT),
-            patterns=["figures/{figure}.svg"],
+            # The same figure for one column of a paper is no entry of its own.
+            patterns=[r"figures/{figure,((?!-column)[^/])+}.svg"],
             caption="../workflow/report/figure.rst",
             category="Figures",
-            labels={"figure": "{figure}"},
+            labels=figure_labels,
         ),
     log:
         f"results/logs/reports/{STUDY.name}.log",
     params:
         study=STUDY.name,
+        titles=fingerprint(STUDY.titles),
+    message:
+        f"report {REPORT}"
     shell:
         "palimpsest report {params.study} > {log} 2>&1"
 

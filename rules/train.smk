@@ -8,15 +8,25 @@ rule train:
         directory(STAGE),
     log:
         "results/logs/stages/{stage}/train.log",
-    threads: lambda wildcards: resources_of(wildcards).threads
+    wildcard_constraints:
+        stage=TRAINED,
+    # The longest way first: it decides when the last job ends.
+    priority: lambda wildcards: STUDY.ahead.get(Stage.parse(wildcards.stage), 0)
+    threads: lambda wildcards: resources_of(wildcards).cores
     resources:
         mem_mb=lambda wildcards: resources_of(wildcards).memory_mb,
+        runtime=lambda wildcards: resources_of(wildcards).minutes,
+        nodes=lambda wildcards: resources_of(wildcards).nodes,
+        gpu=lambda wildcards: resources_of(wildcards).gpus,
     params:
-        command=lambda wildcards: train_command(Stage.parse(wildcards.stage)),
         history="results/stages/{stage}/resume/train.log",
+    message:
+        "train {wildcards.stage}"
     shell:
+        # The time limit is no parameter: another one retrains nothing.
         "mkdir -p $(dirname {params.history}) && "
-        "{params.command} 2>&1 | tee -a {params.history} > {log}"
+        "palimpsest train {wildcards.stage} --minutes {resources.runtime} 2>&1 "
+        "| tee -a {params.history} > {log}"
 
 
 rule train_all:

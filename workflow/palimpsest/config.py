@@ -161,6 +161,11 @@ class Resources(Settings):
         """The number of ranks of a stage."""
         return self.nodes * (self.gpus or self.ranks)
 
+    @property
+    def cores(self) -> int:
+        """The number of CPU cores that a stage keeps busy on a node."""
+        return (self.gpus or self.ranks) * (self.threads + self.workers)
+
 
 class Chat(Settings):
     """How a conversation is written for a model; `image` stands where the picture's tokens go."""

@@ -1,4 +1,4 @@
-"""From a training stage to its processes: the command of a stage, and one process a rank."""
+"""From the command of a training stage to its processes: one a rank, on one machine."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ import signal
 import subprocess
 import time
 
-from palimpsest.config import Model, load
-from palimpsest.lineage import Stage
-from palimpsest.study import CONFIG
-
 GRACE = 10.0  # seconds that the other ranks have to end once one has failed
-
-
-def train_command(stage: Stage) -> str:
-    """Return the shell command that trains a stage on one node, on all its ranks."""
-    minutes = load(Model, stage.model, CONFIG).resources.minutes
-    return f"palimpsest train {stage} --minutes {minutes}"
 
 
 def run_ranks(command: list[str], ranks: int) -> int:

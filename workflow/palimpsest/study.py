@@ -69,6 +69,25 @@ class Plan:
         """The stages that are training jobs: all but the bases."""
         return tuple(stage for stage in self.stages if stage.parent)
 
+    @cached_property
+    def ahead(self) -> dict[Stage, int]:
+        """How many tasks are learnt from each stage on, along the longest lineage through it."""
+        ahead: dict[Stage, int] = {}
+        for stage in self.trained:
+            num_tasks = 0
+            while stage.parent:
+                num_tasks += len(stage.lineage.last)
+                ahead[stage] = max(num_tasks, ahead.get(stage, 0))
+                stage = stage.parent
+        return ahead
+
+    @property
+    def titles(self) -> list[str]:
+        """What a report calls things, and the experiments that it shows in their order."""
+        tasks = [load(Task, task, CONFIG) for task in self.tasks]
+        names = [f"{task.title}: {task.category}" for task in tasks]
+        return [self.study.title, *names, *map(repr, self.experiments)]
+
 
 def plan(name: str) -> Plan:
     """Load a study and all that it names; ConfigError before anything is planned."""
