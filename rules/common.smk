@@ -68,3 +68,9 @@ def scoring(wildcards):
         f"{task.metric} {metric(task.metric).VERSION} {task.metric_options} {task.answer_format}"
         for task in tasks_of(wildcards)
     ]
+
+
+def figure_labels(wildcards):
+    """The columns of a figure in Snakemake's report: heatmap-lora is a heatmap of lora."""
+    kind, _, shown = wildcards.figure.partition("-")
+    return {"figure": kind, "of": shown or "all"}

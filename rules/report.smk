@@ -1,9 +1,3 @@
-def figure_labels(wildcards):
-    """The columns of a figure in Snakemake's report: heatmap-lora is a heatmap of lora."""
-    kind, _, shown = wildcards.figure.partition("-")
-    return {"figure": kind, "of": shown or "all"}
-
-
 rule report:
     input:
         scores=rules.evaluate_all.input,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from palimpsest.config import Method, Task, load
+from palimpsest.config import Method, Model, Task, load
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
@@ -15,20 +15,22 @@ from palimpsest.study import CONFIG, RESULTS, Experiment, Plan
 
 def describe(plan: Plan) -> str:
     """Return what a study comes to: experiments, stages, cells, what is shared, time."""
-    named = sum(len(e.stages) for e in plan.experiments)
-    done = [s for s in plan.trained if (s.directory(RESULTS) / "stage.json").exists()]
+    named = sum(1 for e in plan.experiments for stage in e.stages if stage.parent)
+    done = {s for s in plan.trained if (s.directory(RESULTS) / "stage.json").exists()}
+    left = [stage for stage in plan.trained if stage not in done]
     cells = [(stage, task) for stage in plan.stages for task in plan.tasks]
     scored = [1 for stage, task in cells if (stage.cell(RESULTS, task) / "scores.json").exists()]
-    samples = {stage: _samples(stage) for stage in plan.trained}
-    lines = [f"{plan.name}: {plan.study.title}", ""]
-    lines += [_experiment_line(e, samples) for e in plan.experiments]
-    lines += [
+    total, to_do, shared = len(plan.trained), len(left), named - len(plan.trained)
+    lines = [
+        f"{plan.name}: {plan.study.title}",
         "",
-        f"stages to train  {len(plan.trained):6}   done {len(done)}, to do "
-        f"{len(plan.trained) - len(done)}; {named - len(plan.stages)} more are shared",
-        f"cells            {len(cells):6}   scored {len(scored)}, to do {len(cells) - len(scored)}",
-        _samples_line(plan, samples),
-        _time_line(samples, set(done)),
+        *_experiment_lines(plan),
+        "",
+        f"stages   {total} to train: {len(done)} done, {to_do} to do"
+        + (f"; {shared} more are shared between experiments" if shared else ""),
+        f"cells    {len(cells)} to score: {len(scored)} done, {len(cells) - len(scored)} to do",
+        f"samples  {_samples_left(left)}",
+        f"time     {_time_left(left, done)}",
     ]
     return "\n".join(lines)
 
@@ -91,33 +93,43 @@ def _samples(stage: Stage) -> int | None:
     return round(total * load(Method, stage.method, CONFIG).training.epochs)
 
 
-def _experiment_line(e: Experiment, samples: dict[Stage, int | None]) -> str:
-    trained = sum(1 for stage in e.stages if stage in samples)
-    where = f"{e.benchmark}, {e.model}" + (f", seed {e.seed}" if e.seed is not None else "")
-    return f"  {e.title:16} {e.protocol:11} {trained:3} stages   order {e.order}; {where}"
+def _experiment_lines(plan: Plan) -> list[str]:
+    """Return a table of the experiments."""
+    rows = [("experiment", "protocol", "stages", "benchmark", "model", "order", "seed")]
+    for e in plan.experiments:
+        trained = sum(1 for stage in e.stages if stage.parent)
+        seed = "–" if e.seed is None else e.seed
+        rows.append((e.title, e.protocol, trained, e.benchmark, e.model, e.order, seed))
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(f"{cell!s:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
-def _samples_line(plan: Plan, samples: dict[Stage, int | None]) -> str:
-    known = [n for n in samples.values() if n is not None]
-    unknown = len(samples) - len(known)
-    rest = f" and those of {unknown} stages whose data is not converted yet" if unknown else ""
-    return f"samples       {sum(known):9,}   to learn from{rest}"
+def _samples_left(left: list[Stage]) -> str:
+    known = [n for n in map(_samples, left) if n is not None]
+    unknown = len(left) - len(known)
+    rest = f", and those of {unknown} stages whose data is not converted yet" if unknown else ""
+    return f"{sum(known):,} to learn from{rest}"
 
 
-def _time_line(samples: dict[Stage, int | None], done: set[Stage]) -> str:
+def _time_left(left: list[Stage], done: set[Stage]) -> str:
     """Estimate the time that is left from the samples a second of the stages that are done."""
-    speeds: Counter[str] = Counter()
+    samples: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for stage in done:
         record: dict[str, Any] = read_json(stage.directory(RESULTS) / "stage.json")
-        speeds[stage.model] += record["samples"]
+        samples[stage.model] += record["samples"]
         seconds[stage.model] += record["wall_seconds"]
-    left = [stage for stage in samples if stage not in done]
     if not left:
-        return "time                  nothing is left to train"
-    if any(samples[stage] is None or stage.model not in seconds for stage in left):
+        return "nothing is left to train"
+    if any(_samples(stage) is None or stage.model not in seconds for stage in left):
+        limit = max(load(Model, stage.model, CONFIG).resources.minutes for stage in left)
         return (
-            "time                  known once data is converted and one stage of each model is done"
+            "estimated once data is converted and a stage of each model is done; "
+            f"a job's limit is {limit} minutes"
         )
-    hours = sum(samples[s] * seconds[s.model] / speeds[s.model] for s in left) / 3600
-    return f"time          {hours:9.2f}   hours of stages left, at the speed of those that are done"
+    hours = sum(_samples(s) * seconds[s.model] / samples[s.model] for s in left) / 3600
+    return f"{hours:.2f} hours of training jobs left, at the speed of those that are done"

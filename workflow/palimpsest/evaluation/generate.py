@@ -47,6 +47,7 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, split: str, batc
     print(f"{stage}: loaded in {time.monotonic() - begun:.1f} s", flush=True)
     for task in tasks:
         examples = Examples(results, stage.benchmark, [task], split)
+        examples.verify()
         rows, counters = answer(lmm, examples, load(Task, task, CONFIG).max_new_tokens, batch, task)
         about = {
             "stage_fingerprint": stage_fingerprint(stage),

@@ -6,18 +6,20 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from palimpsest.config import Method, Model, load
+from palimpsest.data.example import Example, Turn, black
 from palimpsest.data.shards import read_examples, write_examples
 from palimpsest.files import sha256, whole_directory, write_json
 from palimpsest.lineage import Stage
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
-from palimpsest.models.lmm import LMM, Encoded
+from palimpsest.models.lmm import IGNORE, LMM, Encoded
 from palimpsest.provenance import commit, versions
 from palimpsest.study import CONFIG, check_record, identity, stage_fingerprint
 from palimpsest.tasks import Examples
@@ -118,6 +120,8 @@ class _StageRun:
         """Return the samples of the stage and the length of each in characters."""
         stage = self.stage
         new = Examples(self.results, stage.benchmark, stage.lineage.last, "train")
+        if self.world.rank == 0:
+            new.verify()
         curriculum = Curriculum(new, buffer, self.method, stage.seed, str(stage.lineage))
         return curriculum, curriculum.characters(new.characters())
 
@@ -137,10 +141,22 @@ class _StageRun:
             DataLoader(
                 samples,
                 batch_sampler=micro_batches,
-                collate_fn=lambda rows: self.lmm.collate(rows, "right"),
+                collate_fn=self._collated,
                 num_workers=self.model.resources.workers,
             )
         )
+
+    def _collated(self, rows: list[Encoded]) -> dict[str, torch.Tensor]:
+        """Collate; in a batch without pictures one is looked at, of which nothing is learnt.
+
+        Ranks that share the parameters on a picture's way must all go it, or none: else ZeRO adds
+        up and gathers what does not belong together.
+        """
+        shared = self.model.zero_stage == 3 or self.method.train_projector
+        if shared and all(row.pixels is None for row in rows):
+            shown = self.lmm.encode(Example("blank", black((64, 64)), (Turn("", ""),), ()))
+            rows = [*rows, replace(shown, labels=[IGNORE] * len(shown.labels))]
+        return self.lmm.collate(rows, "right")
 
     def _noise(self, step: int) -> int:
         return order.step_seed(self.stage.seed, self.stage.lineage, step, self.world.rank)
