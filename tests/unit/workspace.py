@@ -7,9 +7,11 @@ runs commands there. A stage needs processes of its own, as DeepSpeed starts onc
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -195,18 +197,15 @@ class Job:
             rank.start()
 
     def wait(self, timeout: float = 120) -> list[int]:
-        """Return the exit codes of the ranks; those that take too long are killed."""
+        """Return the exit codes of the ranks; those that take too long print where they are."""
         end = time.monotonic() + timeout
         for rank in self.ranks:
             rank.join(max(0, end - time.monotonic()))
-        self.kill()
-        return [rank.exitcode for rank in self.ranks]
-
-    def kill(self) -> None:
-        """End what is left, as by `kill -9`."""
         for rank in self.ranks:
-            rank.kill()
+            if rank.is_alive():
+                os.kill(rank.pid, signal.SIGABRT)
             rank.join()
+        return [rank.exitcode for rank in self.ranks]
 
     @property
     def text(self) -> str:
@@ -223,6 +222,7 @@ class Job:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
             }  # fmt: skip
+        faulthandler.enable(1)
         forget()
         train = import_module("palimpsest.training.stage").train
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # not what pytest put there

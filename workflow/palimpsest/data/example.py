@@ -55,11 +55,12 @@ def blanked(example: Example) -> Example:
     """Return the example with its picture replaced by a black one of the same size."""
     if example.image is None:
         return example
-    return replace(example, image=_black(Image.open(BytesIO(example.image)).size))
+    return replace(example, image=black(Image.open(BytesIO(example.image)).size))
 
 
 @cache
-def _black(size: tuple[int, int]) -> bytes:
+def black(size: tuple[int, int]) -> bytes:
+    """Return a black picture of a width and height, as a PNG file's bytes."""
     buffer = BytesIO()
     Image.new("RGB", size).save(buffer, "PNG")
     return buffer.getvalue()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")
+
+# Nothing is compiled here, but DeepSpeed's Muon would have the compiler imported: three seconds.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import deepspeed
 import torch
@@ -16,6 +20,9 @@ from torch import nn
 from palimpsest.config import Method, Model
 
 Engine = deepspeed.DeepSpeedEngine
+
+# DeepSpeed calls collectives by their old names, and torch says so at each call.
+warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Ranks and ZeRO stages share out the work and change nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from palimpsest.data.example import Turn
+from palimpsest.data.shards import Shards, write_dataset
+from palimpsest.files import read_json
+from workspace import Job, change, entered, palimpsest, stage_of, train, write
+
+RESULTS = Path("results")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A workspace without dropout, whose noise is a rank's own; a stage takes four steps."""
+    with entered(tmp_path_factory.mktemp("zero"), train=32) as path:
+        change(path, "methods/lora", adapter__dropout=0.0)
+        yield path
+
+
+def model(root, name, **values):
+    """Write another form of the model `tiny`; its stages are its own."""
+    content = yaml.safe_load((root / "config" / "models" / "tiny.yaml").read_text())
+    write(root, f"models/{name}", content)
+    change(root, f"models/{name}", **values)
+    return name
+
+
+def losses(stage):
+    lines = (stage.directory(RESULTS) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def tensors(stage):
+    """Return all that a stage has learnt, by file and name."""
+    out = stage.directory(RESULTS)
+    files = sorted(out.rglob("*.safetensors"))
+    return {f"{f.relative_to(out)}: {n}": t for f in files for n, t in load_file(f).items()}
+
+
+def assert_same_training(stage, other):
+    assert_close(losses(other), losses(stage), rtol=1e-5, atol=0)
+    assert_close(tensors(other), tensors(stage), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(root):
+    """What one rank hands on, with the whole batch at once, by method."""
+    stages = {method: stage_of("choice", method) for method in ("lora", "moelora")}
+    for stage in stages.values():
+        train(stage)
+        assert losses(stage)[-1] < 0.95 * losses(stage)[0]  # it learns
+    return stages
+
+
+@pytest.mark.parametrize(
+    ("method", "zero_stage"), [("lora", 0), ("lora", 1), ("lora", 2), ("lora", 3), ("moelora", 3)]
+)
+def test_two_ranks_learn_what_one_does(root, alone, method, zero_stage):
+    name = model(root, f"zero-{zero_stage}", zero_stage=zero_stage)
+    stage = stage_of("choice", method, model=name)
+    train(stage, ranks=2)
+    assert_same_training(alone[method], stage)
+    assert read_json(stage.directory(RESULTS) / "stage.json")["ranks"] == 2
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 1)])
+def test_accumulated_micro_batches_are_one_batch(root, alone, ranks, micro_batch):
+    name = model(root, f"micro-{micro_batch}", micro_batch=micro_batch)
+    stage = stage_of("choice", model=name)
+    train(stage, ranks)
+    assert_same_training(alone["lora"], stage)
+
+
+@pytest.fixture(scope="module")
+def mixed(root, alone):
+    """A task of which every second example has no picture, and what one rank learns of it."""
+    shutil.copy(root / "config/tasks/choice.yaml", root / "config/tasks/mixed.yaml")
+    write(root, "benchmarks/mixed", {"title": "Mixed", "orders": {"only": ["mixed"]}})
+    write(root, "methods/projector", {"extends": "lora", "train_projector": True})
+    choice = Shards(RESULTS / "data" / "choice", "train")
+    examples = [replace(e, image=e.image if n % 2 else None) for n, e in enumerate(choice)]
+    # Of one length each kind, so that batches are of one kind, and some ranks see no picture.
+    examples = [replace(e, turns=(Turn("a " * (5 if e.image else 15), "A"),)) for e in examples]
+    about = {"task_fingerprint": choice.manifest["task_fingerprint"]}
+    write_dataset(RESULTS / "data" / "mixed", {"train": examples, "test": examples}, about)
+    stage = stage_of("mixed", "projector", "mixed")
+    train(stage)
+    return stage
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_rank_may_see_no_picture(root, mixed, zero_stage):
+    name = model(root, f"zero-{zero_stage}-micro-1", zero_stage=zero_stage, micro_batch=1)
+    stage = stage_of("mixed", "projector", "mixed", model=name)
+    job = Job(stage, ranks=2)
+    assert job.wait(60) == [0, 0], job.text
+    assert_same_training(mixed, stage)
+
+
+def test_ranks_that_are_stopped_go_on_bit_for_bit(root):
+    """By the command line, as Slurm does it: SIGTERM to the command, and the same command again."""
+    name = model(root, "shared", zero_stage=2, resources__ranks=2, resources__checkpoint_steps=100)
+    write(root, "methods/longer", {"extends": "lora"})
+    change(root, "methods/longer", adapter={"name": "lora", "rank": 4, "alpha": 8, "dropout": 0.1})
+    change(root, "methods/longer", training={
+        "batch": 8, "epochs": 3, "learning_rate": 0.02, "schedule": "cosine",
+    })  # fmt: skip
+    stage = stage_of("choice", "longer", model=name)
+    train(stage, ranks=2)
+    whole = stage.directory(RESULTS).rename(RESULTS / "whole")
+    shutil.rmtree(stage.resume(RESULTS))
+
+    metrics = stage.resume(RESULTS) / "metrics.jsonl"
+    command = palimpsest(root, "train", str(stage))
+    try:
+        end = time.monotonic() + 100
+        while not metrics.exists() or metrics.stat().st_size < 100:
+            assert command.poll() is None, command.stdout.read()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        command.send_signal(signal.SIGTERM)
+        output, _ = command.communicate(timeout=60)
+        assert command.returncode == 75, output
+        assert output.count("with a checkpoint") == 1
+    finally:
+        if command.poll() is None:
+            os.killpg(command.pid, signal.SIGKILL)
+    assert "resumed from step" in train(stage, ranks=2)
+    for file in ("adapter/adapter_model.safetensors", "metrics.jsonl"):
+        assert (stage.directory(RESULTS) / file).read_bytes() == (whole / file).read_bytes()
