@@ -30,7 +30,7 @@ from palimpsest.training.pretrain_vision import VisionPhase, vision_batch
 STEPS = 20_000  # of both phases together, when neither steps nor minutes are given
 PROCESSES = 2
 BATCH = 32  # samples a process and step
-VISION_SHARE = 0.08  # of the time or steps
+VISION_SHARE = 0.14  # of the time or steps
 PEAK_RATE = 1e-3
 WARM_UP, DECAY = 0.01, 0.5  # shares of a phase: the rate rises, stays, and falls to nothing
 BUCKET = 8  # batches drawn together, to be grouped by length
@@ -258,8 +258,11 @@ class _Run:
         self.phase("vision", vision_loss, list(eyes.parameters()), 0.0, VISION_SHARE)
         if self.rank == 0:
             print(f"patches named rightly: {100 * np.mean(right[-50:]):.1f} %", flush=True)
+            self.save()
+        # What the tower sees must stay while the decoder, still random, learns to read it.
+        self.model.model.vision_tower.requires_grad_(False)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         batches = language_batches(self.tokenizer, random)
-        parameters = list(self.model.parameters())
         self.phase(
             "language",
             lambda: language_loss(self.model, next(batches)),

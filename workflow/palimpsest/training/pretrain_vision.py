@@ -25,7 +25,9 @@ from palimpsest.data.pictures.drawing import (
     WHITE,
     Random,
     background,
+    blur,
     box_in_grid,
+    darken,
     pick,
     sample,
     write,
@@ -35,7 +37,7 @@ from palimpsest.data.pictures.strokes import CHARACTERS, big_character
 from palimpsest.models.demo import NUM_PATCHES
 
 EMPTY = "nothing"
-WORDS = (EMPTY, *COLOURS, *SHAPES, *CHARACTERS, "bar")
+WORDS = (EMPTY, *COLOURS, *SHAPES, *CHARACTERS, "bar", "blurred", "dark")
 _INDEX = {word: k for k, word in enumerate(WORDS)}
 _NO_BOX = -100
 
@@ -90,6 +92,20 @@ def _letters(random: Random) -> Labelled:
     return Labelled(picture, words.reshape(-1, 2), boxes.reshape(-1, 4))
 
 
+def _disturb(random: Random, picture: Image.Image, words, boxes) -> Image.Image:
+    """At times a picture is a little blurred, or so blurred or dark that this is all it shows."""
+    kind = random.random()
+    if kind < 0.8:
+        return picture
+    if kind < 0.9:
+        return blur(picture, float(random.random() * 0.8))
+    word = "blurred" if kind < 0.95 else "dark"
+    words[:], boxes[:] = _INDEX[word], _NO_BOX
+    if word == "dark":
+        return darken(picture, float(random.uniform(0.05, 0.2)))
+    return blur(picture, float(random.uniform(4, 9)))
+
+
 def draw_labelled(random: Random) -> Labelled:
     """A picture of things, letters, bars or one large character, with its labels."""
     kind = random.random()
@@ -111,6 +127,7 @@ def draw_labelled(random: Random) -> Labelled:
         picture, things = draw(random, int(random.integers(1, 6 if kind < 0.75 else 5)))
         for thing in things:
             _mark(words, boxes, thing.box, thing.colour, thing.shape)
+        picture = _disturb(random, picture, words, boxes)
     return Labelled(picture, words.reshape(-1, 2), boxes.reshape(-1, 4))
 
 
