@@ -18,6 +18,7 @@ from pathlib import Path
 
 BASE = "base"
 RESERVED = frozenset({BASE, "stage", "cells", "resume"})  # directories beside or inside a lineage
+LONGEST_NAME = 255  # characters of a directory, on the file systems of Linux
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -38,6 +39,11 @@ class Lineage:
                 if task in seen:
                     raise ValueError(f"lineage {self}: task {task!r} is named twice")
                 seen.add(task)
+            if len("+".join(step)) > LONGEST_NAME:
+                raise ValueError(
+                    f"lineage {self}: a step is a directory, whose name may have {LONGEST_NAME} "
+                    f"characters; this one has {len('+'.join(step))}. Give its tasks shorter names"
+                )
 
     @classmethod
     def parse(cls, text: str) -> Lineage:
