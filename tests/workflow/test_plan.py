@@ -59,7 +59,7 @@ def test_an_unknown_study(fresh):
 
 def test_a_wrong_key(fresh):
     change(fresh, "models/tiny", micro_bach=4)
-    assert "config/models/tiny.yaml: micro_bach: unknown key, did you mean 'micro_b" in refusal(fresh)
+    assert "models/tiny.yaml: micro_bach: unknown key, did you mean 'micro_b" in refusal(fresh)
 
 
 def test_a_wrong_name(fresh):
