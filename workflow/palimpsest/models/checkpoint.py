@@ -1,4 +1,4 @@
-"""What a stage has learnt, in a stage directory: the adapter, and the projector where it is trained.
+"""What a stage has learnt, in a stage directory: the adapter, and the projector where it learns.
 
 A stage directory and the base model are enough to go on learning or to evaluate.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from palimpsest.config import Method, Model
 from palimpsest.methods.adapter import Adapter, build
@@ -23,10 +24,7 @@ def attach(lmm: LMM, model: Model, method: Method) -> Adapter:
     adapter = build(method.adapter)
     adapter.attach(lmm.module, model.adapter_targets)
     if method.train_projector:
-        for name, parameter in lmm.module.named_parameters():
-            if _of_projector(name, model, adapter):
-                parameter.data = parameter.data.float()  # what is trained is kept in fp32
-                parameter.requires_grad_(True)
+        _free_projector(lmm.module, model, adapter)
     return adapter
 
 
@@ -64,5 +62,26 @@ def load(lmm: LMM, directory: Path, model: Model, method: Method, adapter: Adapt
         parameter.copy_(found[name])
 
 
+def _free_projector(module: nn.Module, model: Model, adapter: Adapter) -> None:
+    """Have the projector trained, in fp32 as all that is trained, whatever the model around it is.
+
+    Errors: ValueError if the model has no module of the projector's name.
+    """
+    try:
+        projector = module.get_submodule(model.projector)
+    except AttributeError:
+        raise ValueError(
+            f"projector: {model.projector!r} is no module of a {type(module).__name__}; "
+            "correct it in the model's config"
+        ) from None
+    dtype = next(projector.parameters()).dtype
+    for name, parameter in module.named_parameters():
+        if _of_projector(name, model, adapter):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    projector.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+    projector.register_forward_hook(lambda _, inputs, output: output.to(dtype))
+
+
 def _of_projector(name: str, model: Model, adapter: Adapter) -> bool:
-    return name.startswith(model.projector) and not adapter.owns(name)
+    return name.startswith(f"{model.projector}.") and not adapter.owns(name)
