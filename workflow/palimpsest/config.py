@@ -180,13 +180,14 @@ class Model(Science):
     """An LMM: its weights, how it is spoken to, what a stage may train, what a job needs."""
 
     cosmetic: ClassVar = {"title", "citation", "micro_batch", "zero_stage", "resources"}
-    family: str  # models/<family>.py
+    family: str  # models/families/<family>.py
     weights: str  # a directory, or a hub id together with a revision
     revision: str | None = None
+    sha256: str | None = None  # of model.safetensors, for weights in a directory
     chat: Chat
     max_length: int = Field(gt=0)  # tokens of a training sequence, the picture's included
     adapter_targets: str  # regular expression over module names: the layers an adapter is put on
-    projector: str  # prefix of the parameter names of the projector
+    projector: str  # name of the module between pictures and language model
     precision: Literal["fp32", "bf16"]
     micro_batch: int = Field(gt=0)  # examples a rank and forward pass
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -196,7 +197,7 @@ class Model(Science):
     @field_validator("family")
     @classmethod
     def _family_exists(cls, name: str) -> str:
-        return one_of(name, modules("models"), "family")
+        return one_of(name, modules("models/families"), "family")
 
 
 class Method(Science):

@@ -1,0 +1,201 @@
+"""Answers depend on the question alone: not on the batch, not on the order, not on the merge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from palimpsest import models
+from palimpsest.config import Method, Model, Task, load
+from palimpsest.data.example import characters
+from palimpsest.evaluation import generate
+from palimpsest.evaluation.generate import SCHEMA, answer, evaluate, load_stage
+from palimpsest.evaluation.score import score_cell
+from palimpsest.files import read_json
+from palimpsest.models import checkpoint
+from palimpsest.study import stage_fingerprint
+from palimpsest.tasks import Examples, open_task
+from workspace import TASKS, change, entered, stage_of, train
+
+RESULTS = Path("results")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A workspace with a trained stage each of LoRA and MoELoRA."""
+    with entered(tmp_path_factory.mktemp("generate"), train=96, test=20) as path:
+        for method in ("lora", "moelora"):
+            train(stage_of("reading", method))
+        yield path
+
+
+@pytest.fixture(scope="module", params=["lora", "moelora"])
+def lmm(root, request):
+    """The model as a stage left it."""
+    return load_stage(stage_of("reading", request.param), RESULTS)
+
+
+class Asked:
+    """Some examples in some order, as `answer` reads them."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+    def characters(self):
+        return [characters(e) for e in self.examples]
+
+
+def questions():
+    """Questions of all tasks, of different lengths; some have no picture."""
+    found = [*Examples(RESULTS, "three", TASKS, "test")]
+    return [replace(e, image=None) if n % 5 == 0 else e for n, e in enumerate(found)]
+
+
+def test_answers_do_not_depend_on_the_batch_or_the_order(lmm):
+    asked = questions()
+    reference, _ = answer(lmm, Asked(asked), 8, batch=1)
+    assert [row["id"] for row in reference] == [e.id for e in asked]
+    assert len({row["prediction"] for row in reference}) > 3  # the model looks and reads
+    for batch in (7, 64):
+        assert answer(lmm, Asked(asked), 8, batch)[0] == reference
+    backwards, _ = answer(lmm, Asked(asked[::-1]), 8, 64)
+    assert backwards == reference[::-1]
+
+
+def test_answers_look_at_the_picture_that_belongs_to_the_question(root):
+    """One question about many pictures: with the pictures, the answers change places."""
+    base = load_stage(stage_of("base"), RESULTS)
+    with torch.no_grad():  # the random model looks more closely than it is
+        base.module.model.multi_modal_projector.linear_2.weight.mul_(100)
+    pictures = [e.image for e in questions() if e.image is not None][:20]
+    asked = [replace(questions()[0], id=str(n), image=p) for n, p in enumerate(pictures)]
+    forth, back = (
+        [row["prediction"] for row in answer(base, Asked(examples), 8, 64)[0]]
+        for examples in (asked, asked[::-1])
+    )
+    assert len(set(forth)) > 3
+    assert back == forth[::-1]
+    alone, _ = answer(base, Asked(asked[7:8]), 8, 64)
+    assert alone[0]["prediction"] == forth[7]
+
+
+class Scripted:
+    """A model that answers with tokens that are written down; 2 ends, 0 pads."""
+
+    end_id, pad_id = 2, 0
+
+    def __init__(self, rows):
+        self.rows, self.module = rows, self
+        self.device = torch.device("cpu")
+
+    def encode_prompt(self, example):
+        length = len(example.turns[0].question)
+        pixels = None if example.image is None else torch.zeros(1)
+        return models.lmm.Encoded([5] * length, [-100] * length, pixels)
+
+    collate = models.lmm.LMM.collate
+
+    def decode(self, tokens):
+        return " ".join(str(t) for t in tokens if t != 2)
+
+    def generate(self, input_ids, **settings):
+        assert settings["do_sample"] is False
+        assert (settings["eos_token_id"], settings["pad_token_id"]) == (2, 0)
+        self.settings = settings
+        rows = torch.tensor(self.rows[: len(input_ids)])
+        return torch.cat([input_ids, rows], dim=1)
+
+
+def test_rows_stop_at_their_own_end():
+    asked = [e for e in questions() if e.id.startswith("demo-counting")][:4]
+    scripted = Scripted([[7, 2, 0, 0], [7, 8, 9, 7], [2, 0, 0, 0], [7, 8, 9, 2]])
+    rows, _ = answer(scripted, Asked(asked), 4, batch=4)
+    longest_first = sorted(range(4), key=lambda i: -characters(asked[i]))
+    found = [rows[i] for i in longest_first]
+    assert [row["prediction"] for row in found] == ["7", "7 8 9 7", "", "7 8 9"]
+    assert [row["num_tokens"] for row in found] == [2, 4, 1, 4]
+    assert [row["stop_reason"] for row in found] == ["end", "length", "end", "end"]
+    assert scripted.settings["max_new_tokens"] == 4
+    for row, example in zip(rows, asked, strict=True):
+        assert row["id"] == example.id
+        assert row["prompt"] == example.turns[-1].question
+        assert row["references"] == list(example.references)
+
+
+def test_the_cost_is_counted():
+    asked = questions()
+    lengths = [len(e.turns[0].question) for e in asked]
+    _, counters = answer(Scripted([[2]] * 16), Asked(asked), 1, batch=16)
+    assert counters["questions"] == len(asked) == 60
+    assert counters["pictures_decoded"] == 48
+    assert counters["prompt_tokens"] == sum(lengths)
+    by_length = sorted(asked, key=lambda e: -characters(e))
+    padded = 0
+    for start in range(0, 60, 16):
+        batch = [len(e.turns[0].question) for e in by_length[start : start + 16]]
+        padded += sum(max(batch) - length for length in batch)
+    assert counters["padded_tokens"] == padded
+    assert padded < 0.2 * sum(max(lengths) - length for length in lengths)
+    assert counters["seconds"] >= 0
+
+
+def test_merged_or_not_the_answers_are_the_same(root):
+    stage = stage_of("reading")
+    merged = load_stage(stage, RESULTS)
+    assert not [n for n, _ in merged.module.named_parameters() if "lora" in n]
+    model, method = load(Model, "tiny"), load(Method, "lora")
+    apart = models.load(model)
+    adapter = checkpoint.attach(apart, model, method)
+    checkpoint.load(apart, stage.directory(RESULTS), model, method, adapter)
+    apart.module.eval()
+    asked = Asked(questions())
+    assert answer(merged, asked, 8, 64)[0] == answer(apart, asked, 8, 64)[0]
+    base = load_stage(stage_of("base"), RESULTS)
+    assert answer(merged, asked, 8, 64)[0] != answer(base, asked, 8, 64)[0]
+
+
+@pytest.mark.parametrize(("lineage", "method"), [("base", "lora"), ("reading", "moelora")])
+def test_a_stage_is_evaluated_and_scored(root, lineage, method, monkeypatch):
+    stage, loads = stage_of(lineage, method), []
+    monkeypatch.setattr(
+        generate, "load_stage", lambda *args: loads.append(args) or load_stage(*args)
+    )
+    evaluate(stage, ["reading", "choice"], RESULTS, "test", 64)
+    assert len(loads) == 1  # one model for all cells
+    for task in ("reading", "choice"):
+        cell = stage.cell(RESULTS, task)
+        table = pq.read_table(cell / "predictions.parquet")
+        assert table.schema.equals(SCHEMA)
+        about = json.loads(table.schema.metadata[b"palimpsest"])
+        assert about["stage_fingerprint"] == stage_fingerprint(stage)
+        assert (about["split"], about["questions"]) == ("test", 20)
+        assert table["id"].to_pylist() == open_task(RESULTS, task, "test").ids
+        assert max(table["num_tokens"].to_pylist()) <= load(Task, task).max_new_tokens
+        examples = open_task(RESULTS, task, "test")
+        score_cell(cell, load(Task, task), examples, stage_fingerprint(stage))
+        assert read_json(cell / "scores.json")["n"] == 20
+
+
+def test_a_stage_of_another_config_is_not_evaluated(root):
+    stage = stage_of("reading", "moelora")
+    before = (root / "config/methods/moelora.yaml").read_bytes()
+    adapter = {"name": "moelora", "rank": 4, "alpha": 9, "experts": 2}
+    try:
+        change(root, "methods/moelora", adapter=adapter)
+        with pytest.raises(ValueError, match=r"method\.adapter\.alpha: was 8\.0, is 9\.0"):
+            evaluate(stage, ["counting"], RESULTS, "test", 64)
+    finally:
+        (root / "config/methods/moelora.yaml").write_bytes(before)
+        change(root, "methods/moelora")
+    assert not stage.cell(RESULTS, "counting").exists()
