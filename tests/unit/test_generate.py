@@ -146,7 +146,7 @@ def test_the_cost_is_counted():
         batch = [len(e.turns[0].question) for e in by_length[start : start + 16]]
         padded += sum(max(batch) - length for length in batch)
     assert counters["padded_tokens"] == padded
-    assert padded < 0.2 * sum(max(lengths) - length for length in lengths)
+    assert padded < 0.4 * sum(max(lengths) - length for length in lengths)
     assert counters["seconds"] >= 0
 
 
