@@ -46,4 +46,4 @@ rule score:
 
 rule evaluate_all:
     input:
-        expand(f"{CELL}/scores.json", stage=STUDY.stages, task=STUDY.tasks),
+        [f"{CELL}/scores.json".format(stage=stage, task=task) for stage, task in STUDY.cells],

@@ -95,7 +95,7 @@ def test_the_plan_as_text(fresh):
         "  LoRA        sequential  3       three      tiny   first  0",
         "  Replay      sequential  3       three      tiny   first  0",
         "",
-        "stages   8 to train: 0 done, 8 to do; 1 more are shared between experiments",
+        "stages   8 to train: 0 done, 8 to do; experiments share 1",
         "cells    27 to score: 0 done, 27 to do",
         "samples  0 to learn from, and those of 8 stages whose data is not converted yet",
         "time     estimated once data is converted and a stage of each model is done; "

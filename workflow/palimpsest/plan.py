@@ -18,7 +18,7 @@ def describe(plan: Plan) -> str:
     named = sum(1 for e in plan.experiments for stage in e.stages if stage.parent)
     done = {s for s in plan.trained if (s.directory(RESULTS) / "stage.json").exists()}
     left = [stage for stage in plan.trained if stage not in done]
-    cells = [(stage, task) for stage in plan.stages for task in plan.tasks]
+    cells = plan.cells
     scored = [1 for stage, task in cells if (stage.cell(RESULTS, task) / "scores.json").exists()]
     total, to_do, shared = len(plan.trained), len(left), named - len(plan.trained)
     lines = [
@@ -27,7 +27,7 @@ def describe(plan: Plan) -> str:
         *_experiment_lines(plan),
         "",
         f"stages   {total} to train: {len(done)} done, {to_do} to do"
-        + (f"; {shared} more are shared between experiments" if shared else ""),
+        + (f"; experiments share {shared}" if shared else ""),
         f"cells    {len(cells)} to score: {len(scored)} done, {len(cells) - len(scored)} to do",
         f"samples  {_samples_left(left)}",
         f"time     {_time_left(left, done)}",
@@ -66,7 +66,7 @@ def _experiment_view(experiment: Experiment, tasks: tuple[str, ...]) -> Experime
             lineage=str(stage.lineage),
             stage="+".join(stage.lineage.last) or BASE,
             learnt=stage.lineage.last,
-            cells={task: stage.cell(RESULTS, task) for task in tasks},
+            cells={task: stage.cell(RESULTS, task) for task in experiment.cells(stage, tasks)},
         )
         for stage in experiment.stages
     ]

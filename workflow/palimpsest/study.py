@@ -44,6 +44,10 @@ class Experiment:
     seed: int | None
     stages: tuple[Stage, ...]  # rows of the matrix; the base comes first where it is row 0
 
+    def cells(self, stage: Stage, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tasks that one of its stages is evaluated on: all, or just its own."""
+        return stage.lineage.last if self.protocol == "direct" else tasks
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,7 +59,7 @@ class Plan:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that every stage is evaluated on."""
+        """The tasks of the benchmark, in its first order."""
         return load(Benchmark, self.study.benchmark, CONFIG).tasks
 
     @cached_property
@@ -68,6 +72,12 @@ class Plan:
     def trained(self) -> tuple[Stage, ...]:
         """The stages that are training jobs: all but the bases."""
         return tuple(stage for stage in self.stages if stage.parent)
+
+    @cached_property
+    def cells(self) -> tuple[tuple[Stage, str], ...]:
+        """Every cell once: a stage and a task that it is evaluated on."""
+        found = ((s, t) for e in self.experiments for s in e.stages for t in e.cells(s, self.tasks))
+        return tuple(dict.fromkeys(found))
 
     @cached_property
     def ahead(self) -> dict[Stage, int]:
@@ -216,7 +226,7 @@ def _check_batch(model_name: str, model: Model, method_name: str, method: Method
     batch, ranks = method.training.batch, model.resources.world_size
     micro = min(model.micro_batch, max(1, batch // ranks))
     if batch % (micro * ranks):
-        reachable = max(1, batch // (micro * ranks)) * micro * ranks
+        reachable = max(1, round(batch / (micro * ranks))) * micro * ranks
         raise ConfigError(
             f"{CONFIG}/methods/{method_name}.yaml: training.batch: {batch} cannot be reached with "
             f"{ranks} ranks and micro_batch {model.micro_batch} "

@@ -13,4 +13,4 @@ from palimpsest.models.lmm import LMM
 def load(config: Model) -> LMM:
     """Load a model's published weights; ValueError names what is missing."""
     disable_progress_bar()  # of a file or two; ours show what takes long
-    return importlib.import_module(f"palimpsest.models.{config.family}").load(config)
+    return importlib.import_module(f"palimpsest.models.families.{config.family}").load(config)

@@ -16,6 +16,7 @@ from transformers.models.llava.modeling_llava import LlavaForConditionalGenerati
 
 from palimpsest.config import Model
 from palimpsest.data.example import Example
+from palimpsest.files import sha256
 from palimpsest.models.lmm import IGNORE, LMM, Encoded, conversation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,6 +28,12 @@ def load(config: Model) -> Llava:
         raise ValueError(
             f"{config.weights}: no model here (config.json is missing). Give the directory of a "
             "saved model as `weights`, or a hub id together with a `revision`"
+        )
+    weights = Path(config.weights) / "model.safetensors"
+    if config.sha256 and sha256(weights) != config.sha256:
+        raise ValueError(
+            f"{weights}: is not the file whose sha256 the model's config gives; other weights are "
+            "another model: give it a name and a config of its own"
         )
     source = {"pretrained_model_name_or_path": config.weights, "revision": config.revision}
     module = LlavaForConditionalGeneration.from_pretrained(
