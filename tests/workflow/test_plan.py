@@ -96,7 +96,7 @@ def test_the_plan_as_text(fresh):
         "  Replay      sequential  3       three      tiny   first  0",
         "",
         "stages   8 to train: 0 done, 8 to do; experiments share 1",
-        "cells    27 to score: 0 done, 27 to do",
+        "cells    23 to score: 0 done, 23 to do",
         "samples  0 to learn from, and those of 8 stages whose data is not converted yet",
         "time     estimated once data is converted and a stage of each model is done; "
         "a job's limit is 10 minutes",
