@@ -27,7 +27,7 @@ from palimpsest.models.demo import build, build_image_processor, build_tokenizer
 from palimpsest.training.pretrain_data import SKILLS, Sample, draw_sample, vocabulary_texts
 from palimpsest.training.pretrain_vision import VisionPhase, vision_batch
 
-STEPS = 20_000  # of both phases together, when neither steps nor minutes are given
+STEPS = 14_000  # of both phases together, when neither steps nor minutes are given
 PROCESSES = 2
 BATCH = 32  # samples a process and step
 VISION_SHARE = 0.14  # of the time or steps
