@@ -40,6 +40,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        rules.train_all.input,  # so that a stage that was removed is trained anew
         rules.report_all.input,
     message:
         f"finished: {REPORT}/index.html"
