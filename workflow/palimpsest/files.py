@@ -56,11 +56,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Give a temporary directory to fill, and rename it to `path` once it is flushed to disk.
 
-    An existing `path` is replaced only by a complete successor.
+    An existing `path` is replaced only by a complete successor. One process writes at a time:
+    what a killed one left is cleared away by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    replaced = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")
+    replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

@@ -87,9 +87,12 @@ class Resume:
         return len((self.directory / ATTEMPTS).read_text().splitlines())
 
     def clear(self) -> None:
-        """Remove the checkpoints of a stage that is finished."""
+        """Remove all that a finished stage needs no more; its log and metrics stay."""
         for name in self._names():
             shutil.rmtree(self.directory / name)
+        (self.directory / ATTEMPTS).unlink()
+        for script in self.directory.glob("zero_to_*.py"):  # the engine leaves it beside
+            script.unlink()
 
     def _names(self) -> list[str]:
         return sorted(p.parent.name for p in self.directory.glob("step-*/progress.json"))
