@@ -1,5 +1,6 @@
 """Pictures of several things: in cells, freely placed, or as bars."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,6 @@ from palimpsest.data.pictures.drawing import (
     sample,
 )
 
-ORDINALS = ("first", "second", "third", "fourth")
-
 
 def distinct_names(random: Random, number: int, unique: bool) -> list[tuple[str, str]]:
     """(colour, shape) pairs, no pair twice; ``unique``: no colour and no shape twice either."""
@@ -39,7 +38,8 @@ def in_cells(
     picture = background(random)
     chosen = cells or [int(c) for c in random.permutation(CELLS * CELLS)[:number]]
     things = []
-    for cell, (colour, shape) in zip(chosen, distinct_names(random, number, unique), strict=True):
+    names = distinct_names(random, number, unique)
+    for cell, (colour, shape) in zip(chosen, names, strict=True):
         side = int(random.integers(11, CELL))
         dx, dy = (int(v) for v in random.integers(0, CELL - side + 1, 2))
         x, y = cell % CELLS * CELL + dx, cell // CELLS * CELL + dy
@@ -85,10 +85,12 @@ class Bars:
         return self.colours[int(k)]
 
 
-def bar_chart(random: Random, number: int) -> tuple[Image.Image, Bars]:
+def bar_chart(
+    random: Random, number: int, colours: Sequence[str] = tuple(COLOURS)
+) -> tuple[Image.Image, Bars]:
     """Three or four bars, one a column of cells."""
     picture = background(random)
-    colours = tuple(sample(random, list(COLOURS), number))
+    colours = tuple(sample(random, colours, number))
     heights = tuple(int(h) + 1 for h in random.permutation(CELLS)[:number])
     draw = ImageDraw.Draw(picture)
     for k, (colour, height) in enumerate(zip(colours, heights, strict=True)):

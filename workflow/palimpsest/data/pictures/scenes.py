@@ -49,18 +49,18 @@ class Drawn:
 
 
 def choice(random: Random, split: str) -> Drawn:
-    """A chart or a box of toys, a line of context, three options in random order."""
+    """A chart or a box of toys, a line of context, three options."""
     if random.random() < 0.5:
-        picture, bars = bar_chart(random, 3)
-        which = pick(random, ("tallest", "shortest"))
+        options = ("red", "blue", "green")
+        picture, bars = bar_chart(random, 3, options)
         context = f"The bars show {pick(random, _CHARTS)}."
-        question, right, options = f"Which bar is the {which}?", bars.extreme(which), bars.colours
+        which = pick(random, ("tallest", "shortest"))
+        question, right = f"Which bar is the {which}?", bars.extreme(which)
     else:
-        picture, things = in_cells(random, 3, unique=True)
-        thing, context = pick(random, things), "A box with three toys."
-        question, right = f"Which colour is the {thing.shape}?", thing.colour
-        options = tuple(t.colour for t in things)
-    options = tuple(sample(random, options, 3))
+        options = ("2", "3", "4")
+        right = pick(random, options)
+        picture, _ = in_cells(random, int(right))
+        context, question = "This is the box of a child.", "How many toys are in it?"
     listed = "\n".join(f"{letter}. {o}" for letter, o in zip("ABC", options, strict=True))
     answer = "ABC"[options.index(right)]
     return Drawn(picture, f"Context: {context}\n{question}\n{listed}", answer, options)
