@@ -65,6 +65,8 @@ class TestShipped:
         weights = (BASE / "model.safetensors").read_bytes()
         assert len(weights) <= 12e6
         assert hashlib.sha256(weights).hexdigest() == recipe["sha256"]
+        model = yaml.safe_load((ROOT / "config/models/demo-llava.yaml").read_text())
+        assert model["sha256"] == recipe["sha256"]
 
     def test_it_is_a_genuine_llava(self, model, recipe):
         config = AutoConfig.from_pretrained(BASE)
