@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest.config import Benchmark, ConfigError, Method, Model, Task, load, one_of, read_yaml
+from palimpsest.config import Benchmark, Method, Model, Task, load
+from palimpsest.refusal import ConfigError, one_of, read_yaml
 from palimpsest.study import plan
 
 
@@ -289,3 +290,18 @@ def test_read_yaml_keeps_merge_keys(tmp_path):
     path = Path(tmp_path / "a.yaml")
     path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
     assert read_yaml(path)["b"] == {"x": 1, "y": 2}
+
+
+def test_a_wrong_key_is_reported_in_the_file_that_has_it(workplace):
+    workplace.change("benchmarks/three", picture="blank")
+    with pytest.raises(ConfigError, match=r"config/benchmarks/three\.yaml: picture: unknown key"):
+        load(Benchmark, "three-blind")
+    workplace.change("benchmarks/three-blind", pictures="blnk")
+    with pytest.raises(ConfigError, match=r"config/benchmarks/three-blind\.yaml: pictures: found"):
+        load(Benchmark, "three-blind")
+
+
+def test_several_nodes_are_refused_before_anything_is_planned(workplace):
+    workplace.change("models/tiny", resources__nodes=2)
+    with pytest.raises(ConfigError, match=r"config/models/tiny\.yaml: resources\.nodes: found 2"):
+        plan("small")

@@ -15,7 +15,7 @@ from palimpsest.config import PACKAGE
 
 # From the ground up; rooms on one floor do not know each other, but for BESIDE.
 FLOORS = [
-    {"data", "methods", "metrics", "lineage", "files", "provenance"},
+    {"data", "methods", "metrics", "lineage", "files", "provenance", "refusal"},
     {"config", "study", "tasks", "launch"},
     {"models", "report"},
     {"training", "evaluation", "plan"},

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import forget
 from palimpsest import study
-from palimpsest.config import ConfigError
 from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
+from palimpsest.refusal import ConfigError
 from palimpsest.study import plan, refuse_foreign_stages, stage_fingerprint
 
 REPOSITORY = Path(__file__).parents[2]

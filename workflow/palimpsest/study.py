@@ -11,20 +11,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from palimpsest.config import (
-    Benchmark,
-    ConfigError,
-    Method,
-    Model,
-    Study,
-    T,
-    Task,
-    check_named,
-    load,
-    one_of,
-)
+from palimpsest.config import Benchmark, Method, Model, Study, T, Task, check_named, load
 from palimpsest.files import fingerprint, read_json
 from palimpsest.lineage import Lineage, Stage
+from palimpsest.refusal import ConfigError, one_of
 
 CONFIG = Path("config")
 RESULTS = Path("results")
@@ -115,6 +105,11 @@ def plan(name: str) -> Plan:
             methods.setdefault(reference.method, f"{where}: references.{key}.method")
     for model_name in study.models:
         model = _load_named(Model, model_name, f"{where}: models")
+        if model.resources.nodes > 1:
+            raise ConfigError(
+                f"{CONFIG}/models/{model_name}.yaml: resources.nodes: found "
+                f"{model.resources.nodes}; this version trains a stage on one node"
+            )
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
             _check_batch(model_name, model, method_name, method)

@@ -1,1 +1,1 @@
-"""One publisher's format a file, found by name: `read(source, split, root)` yields examples and rejects."""
+"""One publisher's format a file, found by name: `splits` names the splits, `read` yields one."""
