@@ -26,6 +26,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from palimpsest.files import {function} as whole
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 with whole(Path(sys.argv[1])) as partial:
     target = partial / "part" if {function!r} == "whole_directory" else partial
     target.write_text("half")
