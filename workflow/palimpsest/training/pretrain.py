@@ -6,7 +6,6 @@
 
 import csv
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -23,6 +22,7 @@ import torch.multiprocessing as multiprocessing
 import transformers
 from torch.nn import functional as F
 
+from palimpsest.files import sha256, whole_directory, write_json
 from palimpsest.models.demo import build, build_image_processor, build_tokenizer, chat
 from palimpsest.training.pretrain_data import SKILLS, Sample, draw_sample, vocabulary_texts
 from palimpsest.training.pretrain_vision import VisionPhase, vision_batch
@@ -160,25 +160,16 @@ def data_fingerprint(seed: int, number: int = 200) -> str:
 
 
 def save_base(out: Path, model, tokenizer, recipe: dict, losses: list[tuple]) -> None:
-    """Write the whole base directory beside its place and move it there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    build_image_processor().save_pretrained(fresh)
-    weights = (fresh / "model.safetensors").read_bytes()
-    recipe = {**recipe, "sha256": hashlib.sha256(weights).hexdigest()}
-    (fresh / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    with (fresh / "loss.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("phase", "step", "samples", "seconds", "loss"), *losses])
-    fresh.chmod(0o755)
-    if (out / "README.md").exists():
-        shutil.copy2(out / "README.md", fresh)
-    old = out.with_name(f".{out.name}-old-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    fresh.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the whole base directory, replacing what is there but for its README."""
+    with whole_directory(out) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        build_image_processor().save_pretrained(fresh)
+        write_json(fresh / "recipe.json", {**recipe, "sha256": sha256(fresh / "model.safetensors")})
+        with (fresh / "loss.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("phase", "step", "samples", "seconds", "loss"), *losses])
+        if (out / "README.md").exists():
+            shutil.copy2(out / "README.md", fresh)
 
 
 class _Run:
