@@ -27,10 +27,17 @@ include: "rules/report.smk"  # scores -> tables, figures, page
 
 onstart:
     shell("palimpsest plan {STUDY.name}")
+    LEFT.take_over()
+
+
+onerror:
+    shell("palimpsest status {STUDY.name} --failed")
 
 
 localrules:
     all,
+    chance,  # a second each, and no model: no job of a cluster's is worth it
+    score,
     data_all,
     train_all,
     evaluate_all,

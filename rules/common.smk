@@ -1,15 +1,26 @@
 # The study, and where its files are. Nothing here reads a result or imports torch.
 
+import os
+import time
+from pathlib import Path
+
+from palimpsest.attempts import Attempts
 from palimpsest.config import Model, Task, load
 from palimpsest.files import fingerprint
+from palimpsest.launch import DECIDED, job_resources
+from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue
 from palimpsest.lineage import TASK_NAME, Stage
 from palimpsest.metrics import metric
-from palimpsest.study import plan, refuse_foreign_stages
+from palimpsest.study import RESULTS, plan, refuse_foreign_stages
 
+LEFT = Leftovers({}, [])
 try:
     STUDY = plan(str(config.get("study", "demo")))
     if workflow.is_main_process:
         refuse_foreign_stages(STUDY.stages)
+        ALONE, HELD = hold_directory()
+        LEFT = left_in_queue(STUDY.trained, Path.cwd(), ALONE)
+        os.environ[DECIDED] = str(time.time())  # jobs know when it was seen what is missing
 except ValueError as error:
     raise WorkflowError(f"{error}\nNothing was run, changed or removed.") from None
 
@@ -20,7 +31,7 @@ ONE_CELL = "" if EVALUATION.fan_out == "stage" else "-{task}"
 ON_TASK = "" if EVALUATION.fan_out == "stage" else " on {wildcards.task}"
 
 MANIFEST = "results/data/{task}/manifest.json"
-STAGE = "results/stages/{stage}/stage"
+RECORD = "results/stages/{stage}/stage/stage.json"
 CELL = "results/stages/{stage}/cells/{task}"
 REPORT = f"results/reports/{STUDY.name}"
 
@@ -39,16 +50,29 @@ def resources_of(wildcards):
     return load(Model, Stage.parse(wildcards.stage).model).resources
 
 
-def parent_checkpoint(wildcards):
-    """The directory that a stage starts from; the base starts from the published weights."""
+def of_stage(name):
+    """One resource of a training job: by the model's config, and by what earlier attempts lacked."""
+
+    def resource(wildcards):
+        stage = Stage.parse(wildcards.stage)
+        asked = job_resources(resources_of(wildcards), Attempts(stage.resume(RESULTS)))
+        if name == "slurm_extra" and (job := LEFT.training.get(stage)):
+            return f"{asked[name] or ''} --dependency=afterany:{job.id}".lstrip()
+        return asked[name]
+
+    return resource
+
+
+def parent_record(wildcards):
+    """The stage that a stage starts from; the base starts from the published weights."""
     parent = Stage.parse(wildcards.stage).parent
-    return STAGE.format(stage=parent) if parent.method else []
+    return RECORD.format(stage=parent) if parent.method else []
 
 
-def own_checkpoint(wildcards):
-    """The directory of the stage that is evaluated; none for the base."""
+def own_record(wildcards):
+    """The stage that is evaluated; none for the base."""
     stage = Stage.parse(wildcards.stage)
-    return STAGE.format(stage=stage) if stage.method else []
+    return RECORD.format(stage=stage) if stage.method else []
 
 
 def learnt_data(wildcards):

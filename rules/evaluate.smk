@@ -1,7 +1,7 @@
 # Generation and scoring are apart: a new metric, or a new version of one, generates nothing anew.
 rule evaluate:
     input:
-        stage=own_checkpoint,
+        stage=own_record,
         data=expand(MANIFEST, task=CELLS),
     output:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
@@ -9,10 +9,11 @@ rule evaluate:
         f"results/logs/stages/{{stage}}/evaluate{ONE_CELL}.log",
     threads: lambda wildcards: resources_of(wildcards).threads
     resources:
-        mem_mb=lambda wildcards: resources_of(wildcards).memory_mb,
-        runtime=lambda wildcards: resources_of(wildcards).minutes,
+        # Nobody writes down why an evaluation failed: the next attempt gets more of both.
+        mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
+        runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
         nodes=1,
-        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus),
+        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
     params:
         tasks=CELLS,
         split=EVALUATION.split,

@@ -1,11 +1,12 @@
 # One training job a stage. What it needs to go on after a failure is in …/resume/, which is no
-# output: Snakemake removes outputs when a job starts and when it fails.
+# output: Snakemake removes outputs when a job starts and when it fails. For the same reason the
+# output is the stage's record alone, which `palimpsest train` puts back if it was another job's.
 rule train:
     input:
-        parent=parent_checkpoint,
+        parent=parent_record,
         data=learnt_data,
     output:
-        directory(STAGE),
+        record=RECORD,
     log:
         "results/logs/stages/{stage}/train.log",
     wildcard_constraints:
@@ -14,21 +15,24 @@ rule train:
     priority: lambda wildcards: STUDY.ahead.get(Stage.parse(wildcards.stage), 0)
     threads: lambda wildcards: resources_of(wildcards).cores
     resources:
-        mem_mb=lambda wildcards: resources_of(wildcards).memory_mb,
-        runtime=lambda wildcards: resources_of(wildcards).minutes,
-        nodes=lambda wildcards: resources_of(wildcards).nodes,
-        gpu=lambda wildcards: resources_of(wildcards).gpus,
+        mem_mb=of_stage("mem_mb"),
+        runtime=of_stage("runtime"),
+        nodes=of_stage("nodes"),
+        gpu=of_stage("gpu"),
+        mpi=of_stage("mpi"),
+        tasks=of_stage("tasks"),
+        slurm_extra=of_stage("slurm_extra"),
     params:
         history="results/stages/{stage}/resume/train.log",
     message:
         "train {wildcards.stage}"
     shell:
-        # The time limit is no parameter: another one retrains nothing.
-        "mkdir -p $(dirname {params.history}) && "
-        "palimpsest train {wildcards.stage} --minutes {resources.runtime} 2>&1 "
-        "| tee -a {params.history} > {log}"
+        # The log is that of all attempts. A signal must reach palimpsest, and no shell before it.
+        "mkdir -p $(dirname {params.history}) && touch {params.history} && "
+        "ln -f {params.history} {log} && "
+        "exec palimpsest train {wildcards.stage} >> {log} 2>&1"
 
 
 rule train_all:
     input:
-        expand(STAGE, stage=STUDY.trained),
+        expand(RECORD, stage=STUDY.trained),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsest.attempts import NEAR_LIMIT
 from palimpsest.files import read_json, write_json
 from palimpsest.training import stage as training
 from palimpsest.training.progress import Progress
@@ -115,8 +116,9 @@ def test_a_killed_stage_goes_on_bit_for_bit(fresh, undisturbed, lineage, method,
     assert checkpoints(stage)[-1] == f"step-{after:06}"
     assert f"{stage}: resumed from step {after}\n" in train(stage)
     assert handed_on(stage) == undisturbed[stage]
-    record = read_json(stage.directory(RESULTS) / "stage.json")
-    assert record["restarts"] == 1
+    first, second = read_json(stage.directory(RESULTS) / "stage.json")["attempts"]
+    assert (first["after_step"], first["num_steps"], first["why"]) == (0, 12, "killed")
+    assert (second["after_step"], second["num_steps"], second["why"]) == (after, 12, "finished")
     rows = (stage.directory(RESULTS) / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 13))
     assert checkpoints(stage) == []
@@ -132,6 +134,19 @@ def test_a_checkpoint_that_is_half_written_is_not_used(fresh, undisturbed):
     assert handed_on(stage) == undisturbed[stage]
 
 
+@pytest.mark.parametrize("damaged", ["mp_rank_00_model_states.pt", "progress.json"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(fresh, undisturbed, damaged):
+    stage = fresh(stage_of("choice"))
+    Job(stage, prepare=partial(at, "step", Progress, 10)).wait()
+    newest = stage.resume(RESULTS) / "step-000008"
+    content = (newest / damaged).read_bytes()
+    (newest / damaged).write_bytes(content[: len(content) // 2])
+    text = train(stage)
+    assert f"{newest}: removed, for it is damaged: " in text
+    assert "resumed from step 4\n" in text
+    assert handed_on(stage) == undisturbed[stage]
+
+
 def test_sigterm_checkpoints_and_asks_to_be_started_again(fresh, undisturbed):
     stage = fresh(stage_of("choice"))
     job = Job(stage, prepare=partial(at, "step", Progress, 6, signal.SIGTERM))
@@ -144,15 +159,15 @@ def test_sigterm_checkpoints_and_asks_to_be_started_again(fresh, undisturbed):
 
 def test_before_the_time_limit_is_a_checkpoint(fresh, undisturbed):
     stage = fresh(stage_of("choice"))
-    limit = 0.0001  # minutes
-    job = Job(stage, minutes=limit)
+    job = Job(stage, seconds_left=0.01)
     assert job.wait() == [training.REQUEUE]
     assert "stopped after step 1 of 12" in job.text
-    assert Job(stage, minutes=limit).wait() == [training.REQUEUE]
+    assert Job(stage, seconds_left=0.01).wait() == [training.REQUEUE]
     assert checkpoints(stage) == ["step-000001", "step-000002"]
     train(stage)
     assert handed_on(stage) == undisturbed[stage]
-    assert read_json(stage.directory(RESULTS) / "stage.json")["restarts"] == 2
+    attempts = read_json(stage.directory(RESULTS) / "stage.json")["attempts"]
+    assert [attempt["why"] for attempt in attempts] == [NEAR_LIMIT, NEAR_LIMIT, "finished"]
 
 
 def test_no_more_than_two_checkpoints_are_kept(fresh):
@@ -181,7 +196,7 @@ def test_the_time_before_a_restart_counts(fresh):
 def test_a_checkpoint_of_another_config_is_refused(root, fresh, name, change_to, complaint):
     stage = fresh(stage_of("choice"))
     Job(stage, prepare=die_at_step_6).wait()
-    before = {p: p.read_bytes() for p in stage.resume(RESULTS).rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in stage.resume(RESULTS).glob("step-*/**/*") if p.is_file()}
     config = (root / "config" / f"{name}.yaml").read_bytes()
     try:
         change(root, name, **change_to)
@@ -191,7 +206,8 @@ def test_a_checkpoint_of_another_config_is_refused(root, fresh, name, change_to,
         (root / "config" / f"{name}.yaml").write_bytes(config)
     checkpoint = stage.resume(RESULTS) / "step-000004"
     assert f"palimpsest: error: {checkpoint}: {complaint}" in job.text
-    assert {p: p.read_bytes() for p in stage.resume(RESULTS).rglob("*") if p.is_file()} == before
+    after = {p: p.read_bytes() for p in stage.resume(RESULTS).glob("step-*/**/*") if p.is_file()}
+    assert after == before
     assert "resumed from step 4\n" in train(stage)
 
 

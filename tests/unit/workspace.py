@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from palimpsest import cli, config, study
+from palimpsest.attempts import Attempts
 from palimpsest.lineage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -179,7 +180,7 @@ class Job:
         self,
         stage: Stage,
         ranks: int = 1,
-        minutes: float | None = None,
+        seconds_left: float | None = None,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.stage, self.results, self.prepare = stage, Path("results").resolve(), prepare
@@ -189,7 +190,7 @@ class Job:
         store = import_module("torch.distributed").TCPStore("127.0.0.1", 0, is_master=True)
         fork = multiprocessing.get_context("fork")
         self.ranks = [
-            fork.Process(target=self._train, args=(rank, ranks, store.port, minutes), daemon=True)
+            fork.Process(target=self._train, args=(rank, ranks, store.port, seconds_left), daemon=True)
             for rank in range(ranks)
         ]
         self._store = store  # the ranks meet here
@@ -212,7 +213,7 @@ class Job:
         """What the job has printed."""
         return self.log.read_text()
 
-    def _train(self, rank: int, ranks: int, port: int, minutes: float | None) -> None:
+    def _train(self, rank: int, ranks: int, port: int, seconds_left: float | None) -> None:
         with self.log.open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
@@ -227,8 +228,10 @@ class Job:
         train = import_module("palimpsest.training.stage").train
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # not what pytest put there
         try:
+            if rank == 0:  # as launch.run_stage does
+                Attempts(self.stage.resume(Path("results"))).begin()
             self.prepare()
-            os._exit(train(self.stage, Path("results"), minutes))
+            os._exit(train(self.stage, Path("results"), seconds_left))
         except ValueError as error:
             print(f"palimpsest: error: {error}")
             os._exit(1)

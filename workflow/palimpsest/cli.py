@@ -11,8 +11,9 @@ from pathlib import Path
 from palimpsest import __version__
 from palimpsest.config import Model, Task, load
 from palimpsest.files import write_json
-from palimpsest.launch import run_ranks
+from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
+from palimpsest.slurm import seconds_left
 from palimpsest.study import CONFIG, RESULTS, stage_fingerprint
 
 # Each command imports what it needs when it runs: help and plans must not wait for torch.
@@ -52,12 +53,13 @@ def pretrain(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> int:
     """train one stage: from its parent's directory to its own"""
     _set_threads(args.stage)
-    ranks = load(Model, args.stage.model, CONFIG).resources.world_size
-    if ranks > 1 and "RANK" not in os.environ:
-        return run_ranks([sys.executable, "-m", "palimpsest.cli", *sys.argv[1:]], ranks)
-    from palimpsest.training.stage import train
 
-    return train(args.stage, RESULTS, args.minutes)
+    def rank() -> int:
+        from palimpsest.training.stage import train
+
+        return train(args.stage, RESULTS, seconds_left())
+
+    return rank() if "RANK" in os.environ else run_stage(args.stage, rank)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -124,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     pretraining.add_argument("out", type=Path, help="directory of the base model to be made")
     pretraining.add_argument("--seed", type=int, default=0)
     pretraining.add_argument("--minutes", type=float, help="stop after this time")
-    command(train, "stage", "--minutes")
+    command(train, "stage")
     command(evaluate, "stage", "--tasks", "--split", "--batch")
     command(score, "stage", "--tasks", "--split")
     command(report, "study")
@@ -142,7 +144,6 @@ ARGUMENTS = {
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
     "--split": {"default": "test", "help": "split of the questions (default: test)"},
     "--batch": {"type": int, "default": 64, "help": "questions answered together (default: 64)"},
-    "--minutes": {"type": float, "help": "the job's time limit: checkpoint in good time"},
 }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_json(path: Path) -> Any:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, and rename it to `path` once it is flushed to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         yield partial
         _flush(partial)
@@ -66,8 +67,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for entry in [*partial.rglob("*"), partial]:
-            _flush(entry)
+        flush(partial)
         if path.exists():
             os.replace(path, replaced)
         os.replace(partial, path)
@@ -75,6 +75,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush(directory: Path) -> None:
+    """Have everything in a directory on disk, and itself, before it is relied on."""
+    for entry in [*directory.rglob("*"), directory]:
+        _flush(entry)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -105,11 +105,6 @@ def plan(name: str) -> Plan:
             methods.setdefault(reference.method, f"{where}: references.{key}.method")
     for model_name in study.models:
         model = _load_named(Model, model_name, f"{where}: models")
-        if model.resources.nodes > 1:
-            raise ConfigError(
-                f"{CONFIG}/models/{model_name}.yaml: resources.nodes: found "
-                f"{model.resources.nodes}; this version trains a stage on one node"
-            )
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
             _check_batch(model_name, model, method_name, method)

@@ -8,21 +8,18 @@ the order of the examples: nothing else needs to be kept.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from palimpsest.files import read_json, write_json
+from palimpsest.files import flush, read_json, write_json
 from palimpsest.training.engine import Engine
 
 KEPT = 2  # checkpoints
-ATTEMPTS = "attempts.jsonl"
+PROGRESS = "progress.json"
 
 
 class Resume:
@@ -43,9 +40,11 @@ class Resume:
         engine.save_checkpoint(
             str(self.directory), tag=partial.name, save_latest=False, exclude_frozen_parameters=True
         )
+        flush(partial)  # each rank its own files
         dist.barrier()
         if dist.get_rank() == 0:
-            write_json(partial / "progress.json", {**self.identity, **progress})
+            files = {path.name: path.stat().st_size for path in partial.iterdir()}
+            write_json(partial / PROGRESS, {**self.identity, **progress, "files": files})
             shutil.rmtree(self.directory / name, ignore_errors=True)
             os.replace(partial, self.directory / name)
             for old in self._names()[:-KEPT]:
@@ -53,16 +52,15 @@ class Resume:
         dist.barrier()
 
     def load(self, engine: Engine) -> dict[str, Any] | None:
-        """Restore the newest checkpoint and return its progress; None if there is none.
+        """Restore the newest whole checkpoint and return its progress; None if there is none.
 
         Errors: ValueError names the checkpoint if it belongs to another config or another number
         of ranks; it is left as it is.
         """
-        names = self._names()
-        if not names:
+        newest = self._newest_whole()
+        if newest is None:
             return None
-        newest = self.directory / names[-1]
-        progress = read_json(newest / "progress.json")
+        progress = read_json(newest / PROGRESS)
         for key, wanted in self.identity.items():
             if progress.get(key) != wanted:
                 raise ValueError(
@@ -70,29 +68,45 @@ class Resume:
                     f"has {wanted!r}. Restore the config to go on, or remove {self.directory} to "
                     "start the stage anew"
                 )
-        engine.load_checkpoint(str(self.directory), tag=names[-1], load_module_strict=False)
+        engine.load_checkpoint(str(self.directory), tag=newest.name, load_module_strict=False)
         return progress
 
-    def note_attempt(self, step: int) -> None:
-        """Write down that a job starts, or goes on, after a step."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        attempt = {"begun": datetime.now(UTC).isoformat(timespec="seconds"), "after_step": step}
-        with (self.directory / ATTEMPTS).open("a") as f:
-            f.write(
-                json.dumps({**attempt, "host": socket.gethostname(), "pid": os.getpid()}) + "\n"
-            )
-
-    def num_attempts(self) -> int:
-        """Return how many jobs have worked on the stage."""
-        return len((self.directory / ATTEMPTS).read_text().splitlines())
+    def _newest_whole(self) -> Path | None:
+        """Return the newest checkpoint of which nothing is missing; damaged ones are removed."""
+        damaged = []
+        for name in reversed(self._names()):
+            if not (damage := _damage(self.directory / name)):
+                break
+            damaged.append((self.directory / name, damage))
+        dist.barrier()  # every rank has looked
+        if dist.get_rank() == 0:
+            for path, damage in damaged:
+                print(f"{path}: removed, for it is damaged: {damage}", flush=True)
+                shutil.rmtree(path)
+        dist.barrier()
+        names = self._names()
+        return self.directory / names[-1] if names else None
 
     def clear(self) -> None:
         """Remove all that a finished stage needs no more; its log and metrics stay."""
         for name in self._names():
             shutil.rmtree(self.directory / name)
-        (self.directory / ATTEMPTS).unlink()
         for script in self.directory.glob("zero_to_*.py"):  # the engine leaves it beside
             script.unlink()
 
     def _names(self) -> list[str]:
-        return sorted(p.parent.name for p in self.directory.glob("step-*/progress.json"))
+        return sorted(path.parent.name for path in self.directory.glob(f"step-*/{PROGRESS}"))
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint's files, by their sizes; None if nothing is."""
+    try:
+        sizes = read_json(checkpoint / PROGRESS)["files"]
+    except ValueError as error:
+        return str(error)
+    for name, size in sizes.items():
+        path = checkpoint / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            return f"{name} has {found} of {size} bytes"
+    return None

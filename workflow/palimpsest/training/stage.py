@@ -6,16 +6,19 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from palimpsest.attempts import MEMORY, NEAR_LIMIT, SIGNALLED, Attempts
 from palimpsest.config import Method, Model, load
 from palimpsest.data.example import Example, Turn, black
 from palimpsest.data.shards import read_examples, write_examples
 from palimpsest.files import sha256, whole_directory, write_json
+from palimpsest.launch import REQUEUE
 from palimpsest.lineage import Stage
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
@@ -29,34 +32,43 @@ from palimpsest.training.examples import EMPTY, Buffer, Curriculum
 from palimpsest.training.progress import Progress, peak_memory
 from palimpsest.training.resume import Resume
 
-REQUEUE = 75  # exit code: stopped in good time with a checkpoint, to be started again
-MARGIN = 0.1  # share of the time limit that is kept for the last checkpoint
+MARGIN = 0.1  # share of the time left that is kept for the last checkpoint,
+MOST_MARGIN = 600.0  # but no more than this many seconds
 FINAL = 20  # steps over which the final loss is averaged
 BUFFER = "rehearsal.arrow"
 METRICS = "metrics.jsonl"
+RECORD = "stage.json"
 
 
-def train(stage: Stage, results: Path, minutes: float | None = None) -> int:
+def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int:
     """Train a stage and write its directory; return 0, or REQUEUE if it was stopped before.
 
-    `minutes` is the time limit of the job: well before it, as on SIGTERM, the stage checkpoints.
+    `seconds_left` is how long the job may run: well before, as on SIGTERM, the stage checkpoints.
     """
-    out = stage.directory(results)
+    out, attempts = stage.directory(results), Attempts(stage.resume(results))
     if (out / "stage.json").exists():
         check_record(out / "stage.json", stage)
         print(f"{out}: already trained with this config")
         return 0
-    stopped = _stop_signal(minutes)
+    stopped = _stop_signal(seconds_left)
     model, method = load(Model, stage.model, CONFIG), load(Method, stage.method, CONFIG)
     torch.set_num_threads(model.resources.threads)
-    return _StageRun(stage, results, model, method).run(stopped)
+    try:
+        return _StageRun(stage, results, model, method, attempts).run(stopped)
+    except Exception as error:
+        with suppress(OSError):  # the disk may be full
+            attempts.end(MEMORY if _is_out_of_memory(error) else f"{type(error).__name__}: {error}")
+        raise
 
 
 class _StageRun:
     """A stage with its parent loaded, on one rank."""
 
-    def __init__(self, stage: Stage, results: Path, model: Model, method: Method) -> None:
+    def __init__(
+        self, stage: Stage, results: Path, model: Model, method: Method, attempts: Attempts
+    ) -> None:
         self.stage, self.results, self.model, self.method = stage, results, model, method
+        self.attempts = attempts
         self.begun = time.monotonic()
         self.world = zero.join(model, method.training.batch)
         torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
@@ -68,7 +80,7 @@ class _StageRun:
             stage.resume(results), {"fingerprint": stage_fingerprint(stage), **ranks}
         )
 
-    def run(self, stopped: Callable[[], bool]) -> int:
+    def run(self, stopped: Callable[[], str | None]) -> int:
         """Take the steps that are left; return the exit code."""
         num_steps = self.curriculum.num_steps
         self._say(memory.estimate(self.lmm, self.model, self.world, max(self.lengths)))
@@ -83,7 +95,13 @@ class _StageRun:
         first = self._resumed(engine)
         progress = self._progress(first) if self.world.rank == 0 else None
         steps = loop.steps(
-            engine, self._loader(first), self.world, self._noise, stopped, first, num_steps
+            engine,
+            self._loader(first),
+            self.world,
+            self._noise,
+            lambda: bool(stopped()),
+            first,
+            num_steps,
         )
         for done, loss, tokens, stop in steps:
             if progress:
@@ -93,6 +111,8 @@ class _StageRun:
             if done < num_steps and (due or stop):
                 self.resume.save(engine, {"step": done, "seconds": self._seconds()})
             if done < num_steps and stop:
+                if why := stopped():
+                    self.attempts.end(why)
                 self._say(f"stopped after step {done} of {num_steps}, with a checkpoint")
                 zero.leave()
                 return REQUEUE
@@ -166,7 +186,7 @@ class _StageRun:
         saved = self.resume.load(engine) or {"step": 0, "seconds": 0.0}
         self.seconds_before = saved["seconds"]
         if self.world.rank == 0:
-            self.resume.note_attempt(saved["step"])
+            self.attempts.note(after_step=saved["step"], num_steps=self.curriculum.num_steps)
         if saved["step"]:
             self._say(f"{self.stage}: resumed from step {saved['step']}")
         return saved["step"]
@@ -211,7 +231,7 @@ class _StageRun:
                 "wall_seconds": round(self._seconds(), 1),
                 "gpu_seconds": round(self._seconds() * resources.nodes * resources.gpus, 1),
                 "peak_memory_bytes": peak_memory(),
-                "restarts": self.resume.num_attempts() - 1,
+                "attempts": self.attempts.finished(),
                 "ranks": self.world.size,
                 "commit": commit(),
                 "versions": versions(),
@@ -222,7 +242,9 @@ class _StageRun:
                     if file.is_file()
                 },
             }
-            write_json(out / "stage.json", record)
+            write_json(out / RECORD, record)
+            # A copy out of Snakemake's reach, which removes outputs: see launch.run_stage.
+            shutil.copy2(out / RECORD, self.resume.directory / RECORD)
 
     def _data(self) -> dict[str, str]:
         """Return the checksum of the manifest of each task that was learnt."""
@@ -245,9 +267,22 @@ class _Encoded(Dataset):
         return self.lmm.encode(self.curriculum[position])
 
 
-def _stop_signal(minutes: float | None) -> Callable[[], bool]:
-    """Return a question that is true after SIGTERM, or when the time limit is near."""
+def _stop_signal(seconds_left: float | None) -> Callable[[], str | None]:
+    """Return a question whose answer is why to stop, after SIGTERM or when the limit is near."""
     terminated = []
     signal.signal(signal.SIGTERM, lambda *_: terminated.append(True))
-    deadline = time.monotonic() + minutes * 60 * (1 - MARGIN) if minutes else float("inf")
-    return lambda: bool(terminated) or time.monotonic() > deadline
+    limit = float("inf") if seconds_left is None else seconds_left
+    deadline = time.monotonic() + limit - min(MARGIN * limit, MOST_MARGIN)
+
+    def why() -> str | None:
+        if terminated:
+            return SIGNALLED
+        return NEAR_LIMIT if time.monotonic() > deadline else None
+
+    return why
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was short: on a GPU, in Python, or in torch's allocator on the CPU."""
+    types = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, types) or "can't allocate memory" in str(error)
