@@ -190,7 +190,9 @@ class Job:
         store = import_module("torch.distributed").TCPStore("127.0.0.1", 0, is_master=True)
         fork = multiprocessing.get_context("fork")
         self.ranks = [
-            fork.Process(target=self._train, args=(rank, ranks, store.port, seconds_left), daemon=True)
+            fork.Process(
+                target=self._train, args=(rank, ranks, store.port, seconds_left), daemon=True
+            )
             for rank in range(ranks)
         ]
         self._store = store  # the ranks meet here

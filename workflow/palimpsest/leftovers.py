@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def hold_directory() -> tuple[bool, IO[str]]:
     except OSError:  # a file system without locks
         return False, held
     if alone and any((SNAKEMAKE / "locks").glob("*")):
-        print("An earlier Snakemake was killed here; the locks that it left are removed.")
+        _say("An earlier Snakemake was killed here; the locks that it left are removed.")
         shutil.rmtree(SNAKEMAKE / "locks")
     if host not in known:
         held.write(f"{host}\n")
@@ -58,15 +59,15 @@ class Leftovers:
         """Say what is left and what will be done with it; cancel what is submitted anew."""
         if not self.training and not self.useless:
             return
-        print(f"{len(self.training) + len(self.useless)} jobs of an earlier run are in the queue:")
+        _say(f"{len(self.training) + len(self.useless)} jobs of an earlier run are in the queue:")
         for stage, job in self.training.items():
-            print(
+            _say(
                 f"  job {job.id} trains {stage} ({_where(stage, job)}): it goes on; the new job of "
                 "this stage waits for it, and takes over what it has learnt"
             )
         for job in self.useless:
             slurm.cancel(job.id)
-            print(f"  job {job.id}, {job.comment} ({job.state.lower()}): cancelled, and run anew")
+            _say(f"  job {job.id}, {job.comment} ({job.state.lower()}): cancelled, and run anew")
 
 
 def left_in_queue(stages: Iterable[Stage], workdir: Path, alone: bool) -> Leftovers:
@@ -82,6 +83,11 @@ def left_in_queue(stages: Iterable[Stage], workdir: Path, alone: bool) -> Leftov
         elif alone and job.comment.startswith(OF_SNAKEMAKE) and not _trains_elsewhere(job, of):
             useless.append(job)
     return Leftovers(training, useless)
+
+
+def _say(text: str) -> None:
+    """Print where Snakemake prints; its standard output may be a graph."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _trains_elsewhere(job: Job, of: dict[str, Stage]) -> bool:
