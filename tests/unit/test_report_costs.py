@@ -108,9 +108,10 @@ def accounting(monkeypatch):
     """A Slurm that knows some jobs, by their ids; each ran a minute on two cores for each run."""
     runs: dict[str, int] = {}
 
-    def usage(jobs):
-        known = sum(runs.get(job, 0) for job in jobs)
-        return Usage(known, 60.0 * known, 0.0, 120.0 * known, 5000, []) if known else None
+    def usage(jobs, workdir):
+        known = set(jobs) & runs.keys()
+        num_runs = sum(runs[job] for job in known)
+        return Usage(known, num_runs, 60.0 * num_runs, 0.0, 120.0 * num_runs, 5000)
 
     monkeypatch.setattr(plans.slurm, "usage", usage)
     return runs

@@ -97,9 +97,13 @@ def test_the_plan_as_text(fresh):
         "",
         "stages   8 to train: 0 done, 8 to do; experiments share 1",
         "cells    23 to score: 0 done, 23 to do",
-        "samples  0 to learn from, and those of 8 stages whose data is not converted yet",
-        "time     estimated once data is converted and a stage of each model is done; "
-        "a job's limit is 10 minutes",
+        "",
+        "  training left  method  stages  samples  samples/s   job time  core-hours",
+        "  tiny           lora         5        –          –  ≤ 0:50:00      ≤ 0.83",
+        "  tiny           replay       3        –          –  ≤ 0:30:00      ≤ 0.50",
+        "  total                       8        –             ≤ 1:20:00      ≤ 1.33",
+        "  ≤ is a bound and no estimate: every stage takes all `minutes` of its model's config.",
+        "  An estimate needs converted data, and a stage of the model that is done.",
     ]
 
 
@@ -107,12 +111,19 @@ def test_the_plan_counts_what_is_left(fresh):
     for task in ("choice", "reading", "counting"):
         splits = {"train": {"examples": 96}}
         write_json(fresh / f"results/data/{task}/manifest.json", {"splits": splits})
+    change(fresh, "models/tiny", resources__gpus=2)
     record = {"samples": 96, "wall_seconds": 36.0}
     write_json(fresh / f"results/stages/{REPLAY}/choice/stage/stage.json", record)
     text = run(fresh, "palimpsest", "plan", "tiny").text
     assert "stages   7 to train: 1 done, 6 to do\n" in text
-    assert "samples  768 to learn from\n" in text  # 5 stages of one task and one of three
-    assert "time     0.08 hours of training jobs left" in text
+    table = text.partition("to do\n\n")[2]
+    assert [" ".join(line.split()) for line in table.splitlines()] == [
+        "training left method stages samples samples/s job time GPU-hours",
+        "tiny lora 1 288 2.7 (1 stage of other methods) 0:01:48 0.06",
+        "tiny moelora 3 288 2.7 (1 stage of other methods) 0:01:48 0.06",
+        "tiny replay 2 192 2.7 (1 stage) 0:01:12 0.04",
+        "total 6 768 0:04:48 0.16",
+    ]
 
 
 def test_lint_and_form(fresh):

@@ -3,20 +3,70 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from palimpsest.config import Method, Model, Task, load
+from palimpsest import slurm
+from palimpsest.config import Method, Model, Resources, Task, load
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
-from palimpsest.report.spec import ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report.costs import clock, hours
+from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
 from palimpsest.study import CONFIG, RESULTS, Experiment, Plan
+
+BOUND = (
+    "  ≤ is a bound and no estimate: every stage takes all `minutes` of its model's config.\n"
+    "  An estimate needs converted data, and a stage of the model that is done."
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The stages of one model and method that are left to train."""
+
+    model: str
+    method: str
+    stages: int
+    samples: int | None  # None as long as some of their data is not converted
+    speed: float | None  # samples a second; None where nothing was measured
+    measured_on: str
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the time is what the jobs may take, for want of what they will."""
+        return self.samples is None or self.speed is None
+
+    @property
+    def seconds(self) -> float:
+        """The time of the jobs, one after another."""
+        if self.is_bound:
+            return 60 * self.resources.minutes * self.stages
+        return self.samples / self.speed
+
+    @property
+    def gpu_seconds(self) -> float:
+        """The time of all GPUs; 0 for a model that is trained without."""
+        return self.seconds * self.resources.nodes * self.resources.gpus
+
+    @property
+    def core_seconds(self) -> float:
+        """The time of all CPU cores; 0 for a model that is trained on GPUs."""
+        return 0 if self.gpu_seconds else self.seconds * self.resources.nodes * self.resources.cores
+
+    @property
+    def resources(self) -> Resources:
+        """What a job of the model needs."""
+        return load(Model, self.model, CONFIG).resources
 
 
 def describe(plan: Plan) -> str:
-    """Return what a study comes to: experiments, stages, cells, what is shared, time."""
+    """Return what a study comes to: experiments, stages, cells, what is shared, what it costs."""
     named = sum(1 for e in plan.experiments for stage in e.stages if stage.parent)
-    done = {s for s in plan.trained if (s.directory(RESULTS) / "stage.json").exists()}
+    done = {s: read_json(_record(s)) for s in plan.trained if _record(s).exists()}
     left = [stage for stage in plan.trained if stage not in done]
     cells = plan.cells
     scored = [1 for stage, task in cells if (stage.cell(RESULTS, task) / "scores.json").exists()]
@@ -24,27 +74,29 @@ def describe(plan: Plan) -> str:
     lines = [
         f"{plan.name}: {plan.study.title}",
         "",
-        *_experiment_lines(plan),
+        *_columns(_experiment_rows(plan), flush_left=7),
         "",
         f"stages   {total} to train: {len(done)} done, {to_do} to do"
         + (f"; experiments share {shared}" if shared else ""),
         f"cells    {len(cells)} to score: {len(scored)} done, {len(cells) - len(scored)} to do",
-        f"samples  {_samples_left(left)}",
-        f"time     {_time_left(left, done)}",
+        "",
+        *_cost_lines(left, done),
     ]
     return "\n".join(lines)
 
 
 def view(plan: Plan) -> StudyView:
     """Return what the report of a study reads."""
+    jobs = _jobs(plan.trained)
     return StudyView(
         name=plan.name,
         title=plan.study.title,
         benchmark=plan.study.benchmark,
         tasks=tuple(_task_view(task) for task in plan.tasks),
-        experiments=tuple(_experiment_view(e, plan.tasks) for e in plan.experiments),
+        experiments=tuple(_experiment_view(e, plan.tasks, jobs) for e in plan.experiments),
         results_root=RESULTS,
         commit=commit(),
+        allocated=_allocation(plan.trained, jobs),
     )
 
 
@@ -60,7 +112,9 @@ def _task_view(name: str) -> TaskView:
     )
 
 
-def _experiment_view(experiment: Experiment, tasks: tuple[str, ...]) -> ExperimentView:
+def _experiment_view(
+    experiment: Experiment, tasks: tuple[str, ...], jobs: dict[Stage, set[str]]
+) -> ExperimentView:
     rows = [
         RowView(
             lineage=str(stage.lineage),
@@ -79,57 +133,125 @@ def _experiment_view(experiment: Experiment, tasks: tuple[str, ...]) -> Experime
         order=experiment.order,
         seed=experiment.seed,
         rows=tuple(rows),
+        allocated=_allocation([stage for stage in experiment.stages if stage.parent], jobs),
     )
 
 
-def _samples(stage: Stage) -> int | None:
-    """Return how many samples a stage learns from; None as long as its data is not converted."""
+def _jobs(stages: Iterable[Stage]) -> dict[Stage, set[str]]:
+    """Return the Slurm jobs of each stage, without stages that were none or shared theirs.
+
+    Stages share a job where Snakemake itself ran in one; nobody knows what part was whose.
+    """
+    records = {stage: read_json(_record(stage)) for stage in stages if _record(stage).exists()}
+    jobs = {s: {a["job"] for a in record.get("attempts", ())} for s, record in records.items()}
+    used = Counter(chain(*jobs.values()))
+    no_own = {job for job, stages in used.items() if stages > 1} | {None}
+    own = {stage: names for stage, names in jobs.items() if names and not names & no_own}
+    # Asked once for all first: where nobody answers, experiments need not wait for that each.
+    return own if slurm.usage(chain(*own.values()), Path.cwd()) else {}
+
+
+def _allocation(stages: Collection[Stage], jobs: dict[Stage, set[str]]) -> Allocation | None:
+    """Return what Slurm gave to the jobs of some stages; None unless it knows all of them."""
+    if not all(stage in jobs for stage in stages):
+        return None
+    asked = list(chain(*(jobs[stage] for stage in stages)))
+    used = slurm.usage(asked, Path.cwd())
+    if used is None or used.jobs != set(asked):
+        return None
+    return Allocation(
+        runs=used.runs,
+        seconds=used.seconds,
+        gpu_seconds=used.gpu_seconds,
+        core_seconds=used.core_seconds,
+        peak_memory_bytes=used.peak_memory_bytes,
+    )
+
+
+def _record(stage: Stage) -> Path:
+    return stage.directory(RESULTS) / "stage.json"
+
+
+def _samples(stages: Iterable[Stage]) -> int | None:
+    """Return how many samples stages learn from; None as long as some data is not converted."""
     total = 0
-    for task in stage.lineage.last:
-        manifest = RESULTS / "data" / task / "manifest.json"
-        if not manifest.exists():
+    for stage in stages:
+        manifests = [RESULTS / "data" / task / "manifest.json" for task in stage.lineage.last]
+        if not all(manifest.exists() for manifest in manifests):
             return None
-        total += read_json(manifest)["splits"]["train"]["examples"]
-    return round(total * load(Method, stage.method, CONFIG).training.epochs)
+        examples = sum(read_json(m)["splits"]["train"]["examples"] for m in manifests)
+        total += round(examples * load(Method, stage.method, CONFIG).training.epochs)
+    return total
 
 
-def _experiment_lines(plan: Plan) -> list[str]:
+def _speed(model: str, method: str, done: dict[Stage, Any]) -> tuple[float | None, str]:
+    """Return the samples a second of stages that are done, and which these are.
+
+    Methods differ in speed: those of other methods count only where there is none of the same.
+    """
+    alike = {stage: record for stage, record in done.items() if stage.model == model}
+    same = [record for stage, record in alike.items() if stage.method == method]
+    measured = same or list(alike.values())
+    if not measured:
+        return None, ""
+    speed = sum(r["samples"] for r in measured) / sum(r["wall_seconds"] for r in measured)
+    stages = "1 stage" if len(measured) == 1 else f"{len(measured)} stages"
+    return speed, stages if same else f"{stages} of other methods"
+
+
+def _cost_lines(left: list[Stage], done: dict[Stage, Any]) -> list[str]:
+    """Return a table of the training that is left, by model and method and in all."""
+    if not left:
+        return ["nothing is left to train"]
+    groups: dict[tuple[str, str], list[Stage]] = {}
+    for stage in left:
+        groups.setdefault((stage.model, stage.method), []).append(stage)
+    works = [
+        Work(model, method, len(stages), _samples(stages), *_speed(model, method, done))
+        for (model, method), stages in groups.items()
+    ]
+    units = {"GPU-hours": "gpu_seconds", "core-hours": "core_seconds"}
+    units = {unit: key for unit, key in units.items() if any(getattr(w, key) for w in works)}
+    header = ("training left", "method", "stages", "samples", "samples/s", "job time", *units)
+    rows = [(w.model, w.method, *_cost_cells([w], units.values())) for w in works]
+    total = ("total", "", *_cost_cells(works, units.values()))
+    bound = [BOUND] if any(w.is_bound for w in works) else []
+    return [*_columns([header, *rows, total], flush_left=2), *bound]
+
+
+def _cost_cells(works: list[Work], units: Iterable[str]) -> list[str]:
+    """Return a row of the cost table from its third column on; a speed is that of one work."""
+    samples = [w.samples for w in works]
+    speeds = [f"{w.speed:.1f} ({w.measured_on})" if w.speed else "–" for w in works]
+    times = [clock(sum(w.seconds for w in works))]
+    times += [hours(sum(getattr(w, unit) for w in works) / 3600) for unit in units]
+    at_most = "≤ " if any(w.is_bound for w in works) else ""
+    return [
+        str(sum(w.stages for w in works)),
+        "–" if None in samples else f"{sum(samples):,}",
+        speeds[0] if len(works) == 1 else "",
+        *[time if time == "–" else at_most + time for time in times],
+    ]
+
+
+def _experiment_rows(plan: Plan) -> list[tuple[object, ...]]:
     """Return a table of the experiments."""
     rows = [("experiment", "protocol", "stages", "benchmark", "model", "order", "seed")]
     for e in plan.experiments:
         trained = sum(1 for stage in e.stages if stage.parent)
         seed = "–" if e.seed is None else e.seed
         rows.append((e.title, e.protocol, trained, e.benchmark, e.model, e.order, seed))
+    return rows
+
+
+def _columns(rows: list[tuple[object, ...]], flush_left: int) -> list[str]:
+    """Return rows as lines, with the columns from `flush_left` on flush right."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    sides = ["<" if column < flush_left else ">" for column in range(len(widths))]
     return [
         "  "
-        + "  ".join(f"{cell!s:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        + "  ".join(
+            f"{cell!s:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
+        ).rstrip()
         for row in rows
     ]
-
-
-def _samples_left(left: list[Stage]) -> str:
-    known = [n for n in map(_samples, left) if n is not None]
-    unknown = len(left) - len(known)
-    rest = f", and those of {unknown} stages whose data is not converted yet" if unknown else ""
-    return f"{sum(known):,} to learn from{rest}"
-
-
-def _time_left(left: list[Stage], done: set[Stage]) -> str:
-    """Estimate the time that is left from the samples a second of the stages that are done."""
-    samples: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    for stage in done:
-        record: dict[str, Any] = read_json(stage.directory(RESULTS) / "stage.json")
-        samples[stage.model] += record["samples"]
-        seconds[stage.model] += record["wall_seconds"]
-    if not left:
-        return "nothing is left to train"
-    if any(_samples(stage) is None or stage.model not in seconds for stage in left):
-        limit = max(load(Model, stage.model, CONFIG).resources.minutes for stage in left)
-        return (
-            "estimated once data is converted and a stage of each model is done; "
-            f"a job's limit is {limit} minutes"
-        )
-    hours = sum(_samples(s) * seconds[s.model] / samples[s.model] for s in left) / 3600
-    return f"{hours:.2f} hours of training jobs left, at the speed of those that are done"

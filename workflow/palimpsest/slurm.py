@@ -30,12 +30,12 @@ class Job:
 class Usage:
     """What the runs of some jobs took together, by Slurm's accounting; a requeued job ran twice."""
 
+    jobs: set[str] = field(default_factory=set)  # of which it knows
     runs: int = 0
     seconds: float = 0  # wall time, over all runs
     gpu_seconds: float = 0
     core_seconds: float = 0
     peak_memory_bytes: int = 0  # of one task
-    states: list[str] = field(default_factory=list)  # how each run ended
 
 
 def own_job() -> str | None:
@@ -97,23 +97,27 @@ def cancel(job: str) -> bool:
     return _ask("scancel", job) is not None
 
 
-def usage(jobs: Iterable[str]) -> Usage | None:
-    """Return what some jobs took; None if there is no accounting, or it knows none of them."""
-    jobs = list(jobs)
-    fields = "JobIDRaw,State,ElapsedRaw,AllocTRES,MaxRSS"
+def usage(jobs: Iterable[str], workdir: Path) -> Usage | None:
+    """Return what some jobs took; None if there is no accounting, or it knows none of them.
+
+    A job with the same id that was not submitted from `workdir` is one of another cluster or time.
+    """
+    jobs, here = list(jobs), str(workdir.resolve())
+    fields = "JobIDRaw,ElapsedRaw,AllocTRES,MaxRSS,WorkDir"
     text = jobs and _ask("sacct", "-n", "-D", "-P", "-j", ",".join(jobs), "-o", fields)
     total = Usage()
     for line in (text or "").splitlines():
-        id, ended, seconds, tres, memory = line.split("|")
-        if "." in id:  # a step: only steps have a memory
+        id, seconds, tres, memory, where = line.split("|", 4)
+        job, _, step = id.partition(".")
+        if step and job in total.jobs:  # only steps have a memory, and no directory
             total.peak_memory_bytes = max(total.peak_memory_bytes, _bytes(memory))
-            continue
-        amounts = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
-        total.runs += 1
-        total.seconds += float(seconds)
-        total.gpu_seconds += float(seconds) * int(amounts.get("gres/gpu", 0))
-        total.core_seconds += float(seconds) * int(amounts.get("cpu", 0))
-        total.states.append(ended.split()[0])
+        elif where == here:
+            amounts = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
+            total.jobs.add(job)
+            total.runs += 1
+            total.seconds += float(seconds)
+            total.gpu_seconds += float(seconds) * int(amounts.get("gres/gpu", 0))
+            total.core_seconds += float(seconds) * int(amounts.get("cpu", 0))
     return total if total.runs else None
 
 

@@ -6,6 +6,14 @@ print(terminal_table(Path("results/reports/demo")))
 """
 
 from palimpsest.report.build import build, terminal_table
-from palimpsest.report.spec import ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
 
-__all__ = ["ExperimentView", "RowView", "StudyView", "TaskView", "build", "terminal_table"]
+__all__ = [
+    "Allocation",
+    "ExperimentView",
+    "RowView",
+    "StudyView",
+    "TaskView",
+    "build",
+    "terminal_table",
+]

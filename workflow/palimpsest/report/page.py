@@ -72,7 +72,6 @@ def render(results: Results, drawn: list[Drawn]) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    costs = tables.cost_frame(results)
     return environment.get_template("index.html.j2").render(
         view=results.view,
         findings=findings(results),
@@ -84,7 +83,7 @@ def render(results: Results, drawn: list[Drawn]) -> str:
         differences=differences(results),
         cards=[(group, cards(results, group)) for group in results.sequential],
         aggregates=AGGREGATES,
-        costs=[] if costs is None else costs.to_dict("records"),
+        costs=tables.cost_tables(results),
         provenance=provenance(results),
         bootstrap={"resamples": RESAMPLES, "level": round(100 * LEVEL), "seed": SEED},
         heat=HEAT,

@@ -45,11 +45,26 @@ class RowView:
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """What a scheduler gave to the jobs of some stages, over all runs of them.
+
+    Seconds of wall time, of GPUs and of CPU cores; the peak memory is that of one task.
+    """
+
+    runs: int
+    seconds: float
+    gpu_seconds: float
+    core_seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class ExperimentView:
     """One sequence, or one reference, of one model with one method, order and seed.
 
     Rows are oldest first. A sequential experiment starts with the base and has one row a stage
     after it; a direct one has a row a task, a joint one a single row, zero-shot the base alone.
+    `allocated` is None where not all of its stages were jobs of a scheduler that knows them.
     """
 
     name: str
@@ -60,6 +75,7 @@ class ExperimentView:
     order: str
     seed: int | None
     rows: tuple[RowView, ...]
+    allocated: Allocation | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -78,7 +94,10 @@ class ExperimentView:
 
 @dataclass(frozen=True)
 class StudyView:
-    """Everything that one report shows; `commit` is the git commit of the code that built it."""
+    """Everything that one report shows; `commit` is the git commit of the code that built it.
+
+    `allocated` is that of all stages of the study, each counted once.
+    """
 
     name: str
     title: str
@@ -87,6 +106,7 @@ class StudyView:
     experiments: tuple[ExperimentView, ...]
     results_root: Path
     commit: str
+    allocated: Allocation | None = None
 
     def task(self, name: str) -> TaskView:
         """Return the task of this name."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from palimpsest.report import costs
 from palimpsest.report.aggregates import AGGREGATES
 from palimpsest.report.results import Estimate, Group, Results
 
@@ -15,6 +16,20 @@ LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "→": r"$\to$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
     "–": "--", "[": "{[}", "]": "{]}",
+}  # fmt: skip
+# A column's title -> the key of cost_rows, and how it is written.
+WHOSE = {"": ("title", str), "seed": ("seed", str), "stages": ("stages", str)}
+KEPT = WHOSE | {
+    "restarts": ("restarts", str), "samples": ("samples", "{:,}".format),
+    "time": ("wall_seconds", costs.clock), "GPU-hours": ("gpu_hours", costs.hours),
+    "core-hours": ("core_hours", costs.hours),
+    "peak memory (GB)": ("peak_memory_bytes", costs.gigabytes),
+}  # fmt: skip
+ALLOCATED = WHOSE | {
+    "runs": ("runs", str), "time": ("allocated_seconds", costs.clock),
+    "GPU-hours": ("allocated_gpu_hours", costs.hours),
+    "core-hours": ("allocated_core_hours", costs.hours),
+    "peak memory of a task (GB)": ("task_peak_memory_bytes", costs.gigabytes),
 }  # fmt: skip
 
 
@@ -71,21 +86,28 @@ def task_frame(results: Results) -> pd.DataFrame:
 
 
 def cost_frame(results: Results) -> pd.DataFrame | None:
-    """Return what the stages of each experiment cost, from their stage.json; None if none has."""
-    rows = []
+    """Return what the stages of each experiment cost, and what all cost; None if there are none."""
+    frame = pd.DataFrame(cost_rows(results))
+    counts = {name: "Int64" for name in ("runs", "task_peak_memory_bytes") if name in frame}
+    hours = {name: float for name in frame if name.startswith(("allocated_", "core_"))}
+    return None if frame.empty else frame.astype(counts | hours)
+
+
+def cost_rows(results: Results) -> list[dict[str, Any]]:
+    """Return the cost of each experiment by itself, then that of every stage of the study once."""
+    rows, paths = [], {}
     for group in results.groups:
         for matrix in group.matrices:
-            costs = [cost for path in _stage_files(matrix) if (cost := _cost(path))]
-            if costs:
-                rows.append({
-                    "method": matrix.experiment.name, "title": group.title,
-                    "seed": _text(matrix.experiment.seed), "stages": len(costs),
-                    "samples": sum(cost["samples"] for cost in costs),
-                    "steps": sum(cost["steps"] for cost in costs),
-                    "wall_seconds": sum(cost["wall_seconds"] for cost in costs),
-                    "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs),
-                })  # fmt: skip
-    return pd.DataFrame(rows) if rows else None
+            view = matrix.experiment
+            if own := costs.records(view):
+                paths.update(dict.fromkeys(own))
+                named = {**_identity(results, view), "title": group.title}
+                rows.append({**named, **costs.cost(own, view.allocated)})
+    if rows:
+        named = dict.fromkeys(("model", "method", "order", "seed"), "all")
+        named = {"benchmark": results.view.benchmark, **named, "title": "All, every stage once"}
+        rows.append({**named, **costs.cost(paths, results.view.allocated)})
+    return rows
 
 
 def write_tables(results: Results, out: Path) -> None:
@@ -127,20 +149,6 @@ def _identity(results: Results, view) -> dict[str, str]:
 
 def _text(seed: int | None) -> str:
     return "" if seed is None else str(seed)
-
-
-def _stage_files(matrix) -> list[Path]:
-    """Return stage.json of each row that was trained, found beside the row's cells."""
-    rows = [row for row in matrix.experiment.rows if row.learnt and row.cells]
-    return [Path(next(iter(row.cells.values()))).parents[1] / "stage/stage.json" for row in rows]
-
-
-def _cost(path: Path) -> dict | None:
-    if not path.is_file():
-        return None
-    stage = json.loads(path.read_text())
-    wanted = ("samples", "steps", "wall_seconds", "peak_memory_bytes")
-    return stage if all(isinstance(stage.get(key), int | float) for key in wanted) else None
 
 
 # --------------------------------------------------------------------------------- for papers
@@ -203,10 +211,38 @@ def task_table(results: Results) -> Table:
     return "tasks", caption, header, rows
 
 
+def cost_tables(results: Results) -> list[Table]:
+    """Return what the stages took, and what Slurm allocated for them where that is known."""
+    rows = cost_rows(results)
+    kept = (
+        "What training took, without the work that was lost. The row of an experiment is what it "
+        "costs by itself, with the stages that it shares; the last row counts every stage once"
+    )
+    allocated = (
+        "What Slurm allocated for it, over all runs of the jobs, with the work that was lost and "
+        "the time until all ranks were there; – where a stage was no Slurm job of its own, or the "
+        "accounting does not know it"
+    )
+    tables = [_cost_table("costs", kept, KEPT, rows)] if rows else []
+    if any(row["runs"] for row in rows):
+        tables.append(_cost_table("allocation", allocated, ALLOCATED, rows))
+    return tables
+
+
+def _cost_table(name: str, caption: str, columns: dict, rows: list[dict[str, Any]]) -> Table:
+    """Return a table without the columns of which nothing is known."""
+    texts = {
+        title: ["–" if row[key] is None else text(row[key]) for row in rows]
+        for title, (key, text) in columns.items()
+    }
+    shown = {title: column for title, column in texts.items() if set(column) != {"–"}}
+    return name, caption, list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
+
+
 def paper_tables(results: Results) -> list[Table]:
-    """Return the method comparison, the scores by task, and the matrix of each sequence."""
+    """Return the method comparison, the scores by task, the matrix of each sequence, the costs."""
     matrices = [matrix_table(results, group) for group in results.sequential]
-    return [comparison_table(results), task_table(results), *matrices]
+    return [comparison_table(results), task_table(results), *matrices, *cost_tables(results)]
 
 
 def _mean(group: Group) -> str:

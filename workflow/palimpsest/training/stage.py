@@ -230,6 +230,7 @@ class _StageRun:
                 "final_loss": sum(losses[-FINAL:]) / len(losses[-FINAL:]),
                 "wall_seconds": round(self._seconds(), 1),
                 "gpu_seconds": round(self._seconds() * resources.nodes * resources.gpus, 1),
+                "core_seconds": round(self._seconds() * resources.nodes * resources.cores, 1),
                 "peak_memory_bytes": peak_memory(),
                 "attempts": self.attempts.finished(),
                 "ranks": self.world.size,
