@@ -31,7 +31,7 @@ onstart:
 
 
 onerror:
-    shell("palimpsest status {STUDY.name} --failed")
+    shell("echo; palimpsest status {STUDY.name} --failed; echo")
 
 
 localrules:

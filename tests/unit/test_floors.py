@@ -15,16 +15,19 @@ from palimpsest.config import PACKAGE
 
 # From the ground up; rooms on one floor do not know each other, but for BESIDE.
 FLOORS = [
-    {"data", "methods", "metrics", "lineage", "files", "provenance", "refusal"},
-    {"config", "study", "tasks", "launch"},
+    {"data", "methods", "metrics", "lineage", "files", "provenance", "refusal"}
+    | {"slurm", "attempts", "lock", "logs"},
+    {"config", "study", "tasks", "launch", "leftovers"},
     {"models", "report"},
-    {"training", "evaluation", "plan"},
+    {"training", "evaluation", "plan", "status"},
     {"cli"},
 ]
 BESIDE = {
     "data": {"files", "lineage"},
     "methods": {"files", "lineage"},
     "metrics": {"files", "lineage"},
+    "attempts": {"slurm", "files"},
+    "lock": {"slurm", "files"},
     "study": {"config"},
     "tasks": {"config", "study"},
     "launch": {"config", "study"},
@@ -32,6 +35,7 @@ BESIDE = {
 REPORT_KNOWS = {"report", "files", "lineage"}  # it reads tables: neither models nor data nor config
 LIGHT = ["config", "study", "lineage", "files", "metrics", "plan", "launch", "cli", "tasks"]
 LIGHT += ["data.shards", "data.convert", "evaluation.score", "evaluation.chance", "report"]
+LIGHT += ["slurm", "attempts", "lock", "logs", "leftovers", "status"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -100,7 +100,7 @@ def test_two_jobs_do_not_work_on_a_stage(workplace, monkeypatch):
         {"job": "5", "host": "node1", "pid": 1, "started": 0},
     )
     monkeypatch.setattr(slurm, "is_active", lambda job: True)
-    with pytest.raises(Held, match="job 5 is at work here"):
+    with pytest.raises(Held, match="job 5 on node1 is at work here"):
         run_stage(STAGE, lambda: pytest.fail("it trained"))
 
 

@@ -91,7 +91,7 @@ def test_a_process_of_another_host_may_be_alive(tmp_path):
 def test_slurm_knows_that_a_job_is_alive(tmp_path, monkeypatch):
     written(tmp_path, job="17")
     monkeypatch.setattr(slurm, "is_active", lambda job: job == "17")
-    refusal = "job 17 is at work here. .*`scancel 17`"
+    refusal = "job 17 on elsewhere is at work here. .*`scancel 17`"
     with pytest.raises(Held, match=refusal), locked(tmp_path, patience=0):
         pass
 

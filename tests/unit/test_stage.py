@@ -25,8 +25,8 @@ from workspace import Job, change, entered, stage_of, train, write
 RESULTS = Path("results")
 RECORD = {
     "lineage", "fingerprint", "identity", "seed", "samples", "steps", "examples_seen",
-    "final_loss", "wall_seconds", "gpu_seconds", "core_seconds", "peak_memory_bytes", "attempts", "ranks",
-    "commit", "versions", "data", "files",
+    "final_loss", "wall_seconds", "gpu_seconds", "core_seconds", "peak_memory_bytes",
+    "attempts", "ranks", "commit", "versions", "data", "files",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from palimpsest import __version__
@@ -99,11 +100,28 @@ def show(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """print what a study comes to: stages, cells, what is shared and done, samples, time"""
+    """print what a study comes to: stages, cells, what is shared and done, time and GPU-hours"""
     from palimpsest.plan import describe
     from palimpsest.study import plan
 
     print(describe(plan(args.study)))
+
+
+def targets(args: argparse.Namespace) -> None:
+    """print the files to ask Snakemake for: the cells of a method, a seed, a task, or all"""
+    from palimpsest.plan import targets
+    from palimpsest.study import plan
+
+    print(*targets(plan(args.study), args.method, args.seed, args.task, args.stages), sep="\n")
+
+
+def status(args: argparse.Namespace) -> None:
+    """print which stages and cells are done, at work, failed or waiting, and why"""
+    from palimpsest.status import describe, describe_failed
+    from palimpsest.study import plan
+
+    text = describe_failed if args.failed else describe
+    print(text(plan(args.study), datetime.now(UTC)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,6 +138,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command(plan, "study")
+    command(targets, "study", "--method", "--seed", "--task", "--stages")
+    command(status, "study", "--failed")
     command(convert, "task")
     command(chance, "task", "--split")
     pretraining = command(pretrain)
@@ -143,6 +163,11 @@ ARGUMENTS = {
     },
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
     "--split": {"default": "test", "help": "split of the questions (default: test)"},
+    "--method": {"help": "only this method"},
+    "--seed": {"type": int, "help": "only this seed"},
+    "--task": {"help": "only cells of this task"},
+    "--stages": {"action": "store_true", "help": "the stages, and not their cells"},
+    "--failed": {"action": "store_true", "help": "only what failed, and how its logs end"},
     "--batch": {"type": int, "default": 64, "help": "questions answered together (default: 64)"},
 }
 

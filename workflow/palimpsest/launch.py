@@ -44,6 +44,7 @@ def run_stage(stage: Stage, train: Callable[[], int]) -> int:
         if _taken_over(stage):
             return 0
         attempts.begin()
+        print(f"attempt {len(attempts.all())} at {stage}: {_whereabouts()}", flush=True)
         code = run_ranks(resources) if resources.world_size > 1 else train()
         if code == 0:
             attempts.clear()
@@ -73,6 +74,11 @@ def job_resources(resources: Resources, attempts: Attempts) -> dict[str, int | s
         "tasks": resources.nodes if several else None,
         "slurm_extra": f"--ntasks-per-node=1{per_node}" if several else None,
     }
+
+
+def _whereabouts() -> str:
+    job = f"job {slurm.own_job()}, " if slurm.own_job() else ""
+    return f"{job}process {os.getpid()} on {socket.gethostname()}"
 
 
 def run_ranks(resources: Resources) -> int:

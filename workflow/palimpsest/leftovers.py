@@ -75,7 +75,7 @@ def left_in_queue(stages: Iterable[Stage], workdir: Path, alone: bool) -> Leftov
 
     While another Snakemake is alive (not `alone`), no job is useless: it may be one of its own.
     """
-    of = {f"rule_train_wildcards_{str(stage).replace('/', '_')}": stage for stage in stages}
+    of = {slurm.job_comment("train", stage.path): stage for stage in stages}
     training, useless = {}, []
     for job in slurm.queue(workdir):
         if job.comment in of and not job.waits_for and of[job.comment] not in training:

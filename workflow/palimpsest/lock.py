@@ -44,6 +44,19 @@ def locked(directory: Path, patience: float = PATIENCE) -> Iterator[None]:
             path.unlink()
 
 
+def holder(directory: Path) -> dict[str, Any] | None:
+    """Return who holds a directory and may be alive: its job, host and process."""
+    path = directory / "lock.json"
+    found = _holder(path) if path.exists() else None
+    return found if found and _is_alive(found, _me()) else None
+
+
+def name(holder: dict[str, Any]) -> str:
+    """Return what a holder is called."""
+    who = f"job {holder['job']}" if holder["job"] else f"process {holder['pid']}"
+    return f"{who} on {holder['host']}"
+
+
 def _take(path: Path, me: dict[str, Any], patience: float) -> None:
     deadline = time.monotonic() + patience
     while not _created(path, me):
@@ -55,7 +68,7 @@ def _take(path: Path, me: dict[str, Any], patience: float) -> None:
                 raise Held(_refusal(path, holder))
             time.sleep(1)
             continue
-        print(f"{path.parent}: taken over from {_name(holder)}, which has ended", flush=True)
+        print(f"{path.parent}: taken over from {name(holder)}, which has ended", flush=True)
         _replace(path, me)
         time.sleep(SETTLED)
         if _holder(path) == me:
@@ -113,16 +126,10 @@ def _is_alive(holder: dict[str, Any], me: dict[str, Any]) -> bool:
         return False
 
 
-def _name(holder: dict[str, Any]) -> str:
-    if holder["job"]:
-        return f"job {holder['job']}"
-    return f"process {holder['pid']} on {holder['host']}"
-
-
 def _refusal(path: Path, holder: dict[str, Any]) -> str:
     stop = f"scancel {holder['job']}" if holder["job"] else f"kill {holder['pid']}"
     return (
-        f"{path.parent}: {_name(holder)} is at work here. Wait until it ends, or end it with "
-        f"`{stop}` on {holder['host']}; what it has learnt is kept. If it is gone for certain, "
+        f"{path.parent}: {name(holder)} is at work here. Wait until it ends, or end it with "
+        f"`{stop}`; what it has learnt is kept. If it is gone for certain, "
         f"remove {path}"
     )

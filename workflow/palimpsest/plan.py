@@ -16,7 +16,7 @@ from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
 from palimpsest.report.costs import clock, hours
 from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
-from palimpsest.study import CONFIG, RESULTS, Experiment, Plan
+from palimpsest.study import CONFIG, RESULTS, Experiment, Plan, known_in
 
 BOUND = (
     "  ≤ is a bound and no estimate: every stage takes all `minutes` of its model's config.\n"
@@ -83,6 +83,34 @@ def describe(plan: Plan) -> str:
         *_cost_lines(left, done),
     ]
     return "\n".join(lines)
+
+
+def targets(
+    plan: Plan, method: str | None, seed: int | None, task: str | None, stages: bool
+) -> list[Path]:
+    """Return the files to ask Snakemake for, to have the cells of a method, a seed or a task.
+
+    With `stages` it is the records of the stages instead, which train and evaluate nothing.
+    ConfigError if a name is not one of the study's.
+    """
+    where = f"{CONFIG}/{plan.name}.yaml"
+    wanted = {"method": method, "seed": seed, "task": task}
+    known = {
+        "method": {stage.method for stage in plan.trained},
+        "seed": {stage.seed for stage in plan.trained},
+        "task": set(plan.tasks),
+    }
+    for what, name in wanted.items():
+        if name is not None:
+            known_in(str(name), map(str, known[what]), where, what)
+    chosen = [
+        (stage, of)
+        for stage, of in plan.cells
+        if method in (None, stage.method) and seed in (None, stage.seed) and task in (None, of)
+    ]
+    if stages:
+        return list(dict.fromkeys(_record(stage) for stage, _ in chosen if stage.parent))
+    return [stage.cell(RESULTS, of) / "scores.json" for stage, of in chosen]
 
 
 def view(plan: Plan) -> StudyView:

@@ -23,7 +23,7 @@ class Job:
     reason: str  # why it is pending
     nodes: str  # "" while it is pending
     waits_for: str  # jobs that must end before it may start
-    comment: str  # of Snakemake: rule_<rule>_wildcards_<wildcards>
+    comment: str  # see job_comment
 
 
 @dataclass
@@ -41,6 +41,15 @@ class Usage:
 def own_job() -> str | None:
     """Return the id of the job that this process is part of."""
     return os.environ.get("SLURM_JOB_ID")
+
+
+def job_comment(rule: str, *wildcards: str) -> str:
+    """Return the comment that Snakemake's plugin gives to the Slurm job of a rule.
+
+    The wildcards are in the order in which the rule's output names them.
+    """
+    words = [f"rule_{rule}", *(("wildcards", *wildcards) if wildcards else ())]
+    return "_".join(words).replace("/", "_")
 
 
 def queue(workdir: Path) -> list[Job]:

@@ -5,7 +5,7 @@ Pure: reads configuration, touches no result but for `foreign_stages`. Imports n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -95,7 +95,7 @@ def plan(name: str) -> Plan:
     where = CONFIG / f"{name}.yaml"
     benchmark = _load_named(Benchmark, study.benchmark, f"{where}: benchmark")
     for order in study.orders:
-        _known(order, benchmark.orders, f"{where}: orders", "order")
+        known_in(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
         _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
     methods = dict.fromkeys(study.methods, f"{where}: methods")
@@ -155,6 +155,14 @@ def check_record(record: Path, stage: Stage) -> dict[str, Any]:
             "those of the stages after it) to train anew."
         )
     return found
+
+
+def known_in(name: str, known: Iterable[str], where: str, what: str) -> None:
+    """ConfigError, naming where the name was found, if it is not one of those that are known."""
+    try:
+        one_of(name, known, what)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _experiments(study: Study) -> Iterator[Experiment]:
@@ -228,13 +236,6 @@ def _check_batch(model_name: str, model: Model, method_name: str, method: Method
 def _load_named(kind: type[T], name: str, where: str) -> T:
     check_named(kind, name, where, CONFIG)
     return load(kind, name, CONFIG)
-
-
-def _known(name: str, known: Any, where: str, what: str) -> None:
-    try:
-        one_of(name, known, what)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
