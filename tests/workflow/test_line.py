@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from palimpsest.attempts import Attempts
 from runs import (
     JOINT,
     MOELORA,
@@ -25,6 +26,7 @@ from runs import (
     finish,
     new_workspace,
     planned,
+    run,
     snakemake,
     snakemake_command,
     stage_record,
@@ -93,18 +95,23 @@ def test_snakemakes_own_report_has_every_figure_once(finished, tmp_path):
 
 
 def test_a_removed_stage_is_trained_anew_with_all_that_follow(finished, copy):
-    record, before = matrix(copy), times(copy)
+    scores, before = matrix(copy), times(copy)
     shutil.rmtree(stage_record(copy, f"{REPLAY}/choice/reading").parent)
     anew = [f"{REPLAY}/{lineage}" for lineage in LINEAGES[1:]]
     expected = DONE | of_stages(anew, "train", "evaluate", "score")
-    assert planned(finished, "-R", f"results/stages/{REPLAY}/choice/reading/stage") == expected
+    assert planned(finished, "-R", record_of(f"{REPLAY}/choice/reading")) == expected
     assert succeed(copy).jobs == expected
     after = times(copy)
     changed = {path for path in before if after[path] != before[path]}
     assert all(path.startswith((f"results/stages/{anew[0]}/", REPORT)) for path in changed)
     for stage in anew:
         assert files_of(copy, stage) == files_of(finished, stage)
-    assert matrix(copy) == record
+    assert matrix(copy) == scores
+
+
+def record_of(stage):
+    """Return the name by which Snakemake knows a stage."""
+    return f"results/stages/{stage}/stage/stage.json"
 
 
 def files_of(root, stage):
@@ -121,8 +128,9 @@ def test_a_killed_stage_goes_on_and_the_numbers_are_the_same(finished, tmp_path)
     assert found.code == 1
     log = f"results/logs/stages/{stage}/train.log"
     assert "Error in rule train" in found.text
-    assert f"output: results/stages/{stage}/stage\n" in found.text
-    assert f"Logfile {log}" in found.text
+    assert f"output: {record_of(stage)}\n" in found.text
+    assert f"train {stage}    (process " in found.text  # it ends with what failed, and why
+    assert f"log: {log}" in found.text
 
     left = root / "results" / "stages" / stage
     assert [path.name for path in left.iterdir()] == ["resume"]  # nothing half-written
@@ -134,7 +142,8 @@ def test_a_killed_stage_goes_on_and_the_numbers_are_the_same(finished, tmp_path)
     rest = [f"{REPLAY}/{lineage}" for lineage in LINEAGES]
     assert succeed(root).jobs == DONE | of_stages(rest, "train", "evaluate", "score")
     assert "resumed from step" in (left / "resume" / "train.log").read_text()
-    assert json.loads(stage_record(root, stage).read_text())["restarts"] == 1
+    first, second = json.loads(stage_record(root, stage).read_text())["attempts"]
+    assert (first["why"], second["why"]) == ("killed", "finished")
     for trained in STAGES:
         assert files_of(root, trained) == files_of(finished, trained)
     assert matrix(root) == matrix(finished)
@@ -146,8 +155,7 @@ def kill_after_checkpoint(root, stage, run):
     while not list(resume.glob("step-*/progress.json")):
         assert run.poll() is None, run.communicate()
         time.sleep(0.002)
-    [attempt] = (resume / "attempts.jsonl").read_text().splitlines()
-    os.kill(json.loads(attempt)["pid"], signal.SIGKILL)
+    os.kill(Attempts(resume).last.pid, signal.SIGKILL)
 
 
 def test_another_order_trains_only_what_is_new(copy):
@@ -268,3 +276,28 @@ def test_a_stage_of_another_config_is_refused_and_kept(copy):
     assert "method.training.learning_rate: was 0.02, is 0.01" in found.text
     assert not found.jobs
     assert times(copy) == before
+
+
+def test_recipes_for_a_part(finished, copy):
+    """Those of docs/cluster.md: what each of them would run."""
+    stage, cell = f"{REPLAY}/choice/reading", f"results/stages/{REPLAY}/choice/reading/cells/choice"
+    assert planned(finished, "-f", record_of(stage)) == of_stages([stage], "train")
+    assert planned(finished, "-f", f"{cell}/predictions.parquet") == of_stages([stage], "evaluate")
+    assert planned(finished, "-R", "score") == DONE | of_stages(EVALUATED, "score")
+    assert planned(finished, "-R", f"{cell}/scores.json") == DONE | of_stages([stage], "score")
+    shutil.rmtree(copy / "results" / "stages" / MOELORA)
+    targets = run(copy, "palimpsest", "targets", "tiny", "--method", "moelora", "--task", "choice")
+    stages = [f"{MOELORA}/{lineage}" for lineage in LINEAGES]
+    assert targets.text.splitlines() == [
+        f"results/stages/{stage}/cells/choice/scores.json" for stage in stages
+    ]
+    jobs = planned(copy, *targets.text.split())
+    assert jobs == of_stages(stages, "train", "evaluate", "score")
+    stages_only = run(copy, "palimpsest", "targets", "tiny", "--method", "moelora", "--stages")
+    assert planned(copy, *stages_only.text.split()) == of_stages(stages, "train")
+
+
+def test_a_target_that_the_study_does_not_have(copy):
+    found = run(copy, "palimpsest", "targets", "tiny", "--method", "moelor")
+    assert found.code == 1
+    assert "config/tiny.yaml: there is no method 'moelor', did you mean 'moelora'?" in found.text

@@ -31,12 +31,12 @@ class Held(ValueError):
 
 
 @contextmanager
-def locked(directory: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold a directory; Held names the job that holds it, if it still does after `patience`."""
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory; Held names the job that holds it, if it still does after a minute."""
     path = directory / "lock.json"
     directory.mkdir(parents=True, exist_ok=True)
     me = _me()
-    _take(path, me, patience)
+    _take(path, me)
     try:
         yield
     finally:
@@ -57,8 +57,8 @@ def name(holder: dict[str, Any]) -> str:
     return f"{who} on {holder['host']}"
 
 
-def _take(path: Path, me: dict[str, Any], patience: float) -> None:
-    deadline = time.monotonic() + patience
+def _take(path: Path, me: dict[str, Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not _created(path, me):
         holder = _holder(path)
         if holder is None:  # it was released in this moment
