@@ -24,7 +24,7 @@ demo: setup  ## run the demo study and show what was forgotten
 	@snakemake --profile profiles/local
 	@palimpsest show demo
 
-test: setup  ## run the unit and workflow tests
+test: setup  ## run all tests; those on a Slurm cluster need root, and tests/slurm/install.sh
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope
 
 lint: setup  ## check code and workflow for mistakes and form

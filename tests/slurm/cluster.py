@@ -6,8 +6,8 @@
 
 Three nodes pretend to have 8 CPUs, 6000 MB and 2 GPUs each; partitions are `main`, `gpu` and
 `low`, whose jobs make way for those of the others; accounting works. tests/slurm/etc/ has the
-configuration, and tests/slurm/install.sh installs the packages. The cluster needs root, but
-neither systemd nor cgroups. There can be one on a machine, as it is linked into /etc/slurm. It
+configuration, and tests/slurm/install.sh installs the packages. The cluster needs root, and no
+systemd; memory is confined where there are cgroups of version 1. There can be one on a machine, as it is linked into /etc/slurm. It
 listens on the loopback interface alone where Slurm has a setting for it: slurmdbd has none.
 """
 
@@ -41,6 +41,7 @@ DAEMONS = {"munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurm
 SYSTEM = Path("/etc/slurm")
 LINKED = ("slurm.conf", "gres.conf", "cgroup.conf")
 HOSTS = Path("/etc/hosts")
+MEMORY = Path("/sys/fs/cgroup/memory")  # of cgroup v1; Slurm's v2 needs systemd
 HOSTS_LINE = f"127.0.0.1 {' '.join(NODES)} # tests/slurm/cluster.py\n"
 
 
@@ -206,6 +207,9 @@ class Cluster:
             "host": host,
             "address": address if loopback else "127.0.0.1",
             "communication": "NoCtldInAddrAny,NoInAddrAny" if loopback else "NoCtldInAddrAny",
+            "tasks": "task/cgroup"
+            if MEMORY.is_dir()
+            else "task/none",  # memory is confined, or not
         }
         shutil.rmtree(self.directory, ignore_errors=True)
         (self.directory / "etc").mkdir(parents=True)

@@ -11,11 +11,6 @@ import pytest
 from cluster import Cluster, missing, shared
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the mark of tests that cannot share the cluster."""
-    config.addinivalue_line("markers", "alone: breaks the cluster, or wants all of it")
-
-
 def pytest_runtest_setup() -> None:
     """Skip all tests here, in one line of pytest's report, where there can be no cluster."""
     if reason := missing():

@@ -20,17 +20,17 @@ from runs import Run, change, copy_of, new_workspace, stage_record, write
 
 HERE = Path(__file__).parent
 LONG = 40  # epochs: a stage of 480 steps takes a quarter of a minute on a core of its own
-STAGE = "three/tiny/lora/seed-0/choice"
+STAGE = "three/tiny/replay/seed-0/choice"
 
 
 def slurm_workspace(path: Path) -> Path:
     """Make a workspace whose Slurm profile is that of the test cluster; a stage takes a while."""
     new_workspace(path)
-    change(path, "models/tiny", resources__checkpoint_steps=20)
+    change(path, "models/tiny", resources__checkpoint_steps=20, resources__memory_mb=1000)
     change(path, "methods/lora", training__epochs=LONG)
     profile = path / "profiles" / "slurm" / "config.yaml"
     settings = yaml.safe_load(profile.read_text())
-    settings["default-resources"] |= {"slurm_account": "ci", "mem_mb": 500, "runtime": 10}
+    settings["default-resources"] |= {"slurm_account": "ci", "mem_mb": 1000, "runtime": 10}
     settings |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 1}
     profile.write_text(yaml.safe_dump(settings))
     return path

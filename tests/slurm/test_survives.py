@@ -10,7 +10,7 @@ from contextlib import chdir
 
 import pytest
 
-from palimpsest.attempts import NEAR_LIMIT, SIGNALLED
+from palimpsest.attempts import MEMORY, NEAR_LIMIT, SIGNALLED
 from studies import (
     STAGE,
     StudyOnCluster,
@@ -96,6 +96,7 @@ def test_a_requeued_job_goes_on_as_the_same_job(study, same, cluster):
     assert second.job == first.job
 
 
+@pytest.mark.alone
 def test_a_lost_node_gives_its_job_back(study, same, cluster):
     study.train()
     attempt = study.wait_for_step(50)
@@ -108,6 +109,7 @@ def test_a_lost_node_gives_its_job_back(study, same, cluster):
     assert study.attempts()[0].why != SIGNALLED  # there was no time for a word
 
 
+@pytest.mark.alone
 def test_a_preempted_job_checkpoints_and_goes_on(study, same, cluster):
     study.train("--default-resources", "slurm_account=ci", "slurm_partition=low", "mem_mb=500")
     attempt = study.wait_for_step(50)
@@ -120,6 +122,7 @@ def test_a_preempted_job_checkpoints_and_goes_on(study, same, cluster):
     assert second.job == attempt.job
 
 
+@pytest.mark.alone
 def test_a_slurm_controller_that_dies_and_comes_back_harms_nothing(study, same, cluster):
     study.train()
     study.wait_for_step(50)
@@ -141,13 +144,14 @@ def test_the_job_of_a_killed_snakemake_is_waited_for(study, same):
     assert "another job has finished it since this run began" in study.log()
 
 
-def test_a_stage_that_a_killed_snakemake_did_not_see_end_is_kept(study, same):
+def test_a_stage_that_a_killed_snakemake_did_not_see_end_is_kept(study, same, cluster):
     study.train()
-    study.wait_for_step(50)
+    job = study.wait_for_step(50).job
     study.snakemake.kill()
     study.snakemake.wait()
     record = stage_record(study.root, STAGE)
     wait_until(record.exists, 120, "the end of the stage")
+    wait_until(lambda: not cluster.run("squeue", "-h", "-j", job), 30, "the end of its job")
     before = record.stat().st_mtime_ns
     study.train()
     same(attempts=1)
@@ -168,6 +172,8 @@ def test_near_its_time_limit_a_stage_goes_back_into_the_queue(study, cluster):
 
 
 def test_more_memory_is_asked_for_where_it_was_short(study, same):
-    change(study.root, "models/tiny", resources__memory_mb=220)
+    change(study.root, "models/tiny", resources__memory_mb=600)
     study.train()
     same(attempts=2)
+    assert study.attempts()[0].why == MEMORY
+    assert [row[0] for row in study.job_lines("ReqMem")] == ["600M", "900M"]

@@ -71,21 +71,23 @@ def ends(why, code):
 
 
 @pytest.mark.parametrize(
-    ("job", "why", "code", "returned", "requeued"),
+    ("state", "why", "code", "returned", "requeued"),
     [
-        ("17", NEAR_LIMIT, REQUEUE, REQUEUE, 1),
-        (None, NEAR_LIMIT, REQUEUE, REQUEUE, 0),  # nobody to ask
-        ("17", SIGNALLED, REQUEUE, REQUEUE, 0),  # whoever sent it knows why
-        ("17", SIGNALLED, 137, REQUEUE, 0),  # a rank was killed after the checkpoint
-        ("17", None, 137, 137, 0),
-        ("17", None, 0, 0, 0),
+        ("RUNNING", NEAR_LIMIT, REQUEUE, REQUEUE, 1),
+        ("RUNNING", SIGNALLED, REQUEUE, REQUEUE, 1),  # a warning of preemption
+        ("COMPLETING", SIGNALLED, REQUEUE, REQUEUE, 0),  # it is cancelled, or requeued by another
+        (None, NEAR_LIMIT, REQUEUE, REQUEUE, 0),  # no job of Slurm's
+        ("RUNNING", SIGNALLED, 137, REQUEUE, 1),  # a rank was killed after the checkpoint
+        ("RUNNING", None, 137, 137, 0),
+        ("RUNNING", None, 0, 0, 0),
     ],
 )
-def test_a_job_goes_back_into_the_queue_near_its_limit(
-    workplace, monkeypatch, job, why, code, returned, requeued
+def test_a_job_that_stopped_goes_back_into_the_queue(
+    workplace, monkeypatch, state, why, code, returned, requeued
 ):
     calls = []
-    monkeypatch.setattr(slurm, "own_job", lambda: job)
+    monkeypatch.setattr(slurm, "own_job", lambda: state and "17")
+    monkeypatch.setattr(slurm, "state", {"17": state}.get)
     monkeypatch.setattr(slurm, "requeue", lambda: calls.append(1) or True)
     assert run_stage(STAGE, ends(why, code)) == returned
     assert len(calls) == requeued

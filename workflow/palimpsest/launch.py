@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from palimpsest import slurm
-from palimpsest.attempts import MEMORY, NEAR_LIMIT, STOPPED, TIME, Attempts
+from palimpsest.attempts import MEMORY, STOPPED, TIME, Attempts
 from palimpsest.config import Model, Resources, load
 from palimpsest.files import sha256, whole_file
 from palimpsest.lineage import Stage
@@ -32,7 +32,7 @@ DECIDED = "PALIMPSEST_DECIDED"  # when Snakemake saw what is missing: seconds si
 
 
 def run_stage(stage: Stage, train: Callable[[], int]) -> int:
-    """Be the job of a stage: alone, written down, and requeued if it stopped for its time limit.
+    """Be the job of a stage: alone, written down, and put back into the queue where it stopped.
 
     `train` trains the stage in this process. Returns the exit code: REQUEUE for a stage that has
     stopped with a checkpoint. Errors: Held if another job works on the stage.
@@ -51,8 +51,11 @@ def run_stage(stage: Stage, train: Callable[[], int]) -> int:
             return 0
         attempts.end(f"ended with exit code {code}")
         why = attempts.last.why
-    if why == NEAR_LIMIT and slurm.own_job() and slurm.requeue():
-        print(f"{stage}: back in the queue as job {slurm.own_job()}", flush=True)
+    # Slurm calls a job running that is near its limit, or is warned of its preemption; not one
+    # that it is already ending, to cancel it or to start it again.
+    job = slurm.own_job()
+    if why in STOPPED and job and slurm.state(job) == "RUNNING" and slurm.requeue():
+        print(f"{stage}: back in the queue as job {job}", flush=True)
     return REQUEUE if why in STOPPED else code
 
 

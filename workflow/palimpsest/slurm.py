@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PATIENCE = 30  # seconds for an answer
+OUT_OF_MEMORY = "DerivedExitCode=0:125"
 ACTIVE = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "SIGNALING", "STAGE_OUT")
 
 
@@ -71,7 +72,12 @@ def state(job: str) -> str | None:
     The controller forgets a job minutes after its end (MinJobAge); the accounting does not.
     """
     found = _ask("squeue", "-h", "--states=all", "-j", job, "-o", "%T")
-    found = found or _ask("sacct", "-n", "-X", "-P", "-j", job, "-o", "State")
+    if not found:
+        found = _ask("sacct", "-n", "-P", "-j", job, "-o", "State")  # and those of its steps
+    elif found == "FAILED" and OUT_OF_MEMORY in (_ask("scontrol", "-d", "show", "job", job) or ""):
+        return "OUT_OF_MEMORY"  # of a step, which the job does not say of itself
+    if found and "OUT_OF_MEMORY" in found:
+        return "OUT_OF_MEMORY"
     return found.split()[0] if found else None  # "CANCELLED by 0"
 
 
