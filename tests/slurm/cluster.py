@@ -7,8 +7,9 @@
 Three nodes pretend to have 8 CPUs, 6000 MB and 2 GPUs each; partitions are `main`, `gpu` and
 `low`, whose jobs make way for those of the others; accounting works. tests/slurm/etc/ has the
 configuration, and tests/slurm/install.sh installs the packages. The cluster needs root, and no
-systemd; memory is confined where there are cgroups of version 1. There can be one on a machine, as it is linked into /etc/slurm. It
-listens on the loopback interface alone where Slurm has a setting for it: slurmdbd has none.
+systemd; memory is confined where there are cgroups of version 1. There can be one on a machine, as
+it is linked into /etc/slurm. It listens on the loopback interface alone where Slurm has a setting
+for it: slurmdbd has none.
 """
 
 from __future__ import annotations

@@ -299,9 +299,3 @@ def test_a_wrong_key_is_reported_in_the_file_that_has_it(workplace):
     workplace.change("benchmarks/three-blind", pictures="blnk")
     with pytest.raises(ConfigError, match=r"config/benchmarks/three-blind\.yaml: pictures: found"):
         load(Benchmark, "three-blind")
-
-
-def test_several_nodes_are_refused_before_anything_is_planned(workplace):
-    workplace.change("models/tiny", resources__nodes=2)
-    with pytest.raises(ConfigError, match=r"config/models/tiny\.yaml: resources\.nodes: found 2"):
-        plan("small")
