@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format envs
+.PHONY: help setup demo test chaos lint format envs
 
 # The rules look for palimpsest on the path.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,6 +10,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHON
 
 INSTALLED := .venv/.installed
+EVENTS := 100
+SEED := 1
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -26,6 +28,9 @@ demo: setup  ## run the demo study and show what was forgotten
 
 test: setup  ## run all tests; those on a Slurm cluster need root, and tests/slurm/install.sh
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope
+
+chaos: setup  ## torment a study on a Slurm cluster of its own: EVENTS=100 SEED=1
+	@OMP_NUM_THREADS=1 python tests/slurm/chaos.py --events $(EVENTS) --seed $(SEED)
 
 lint: setup  ## check code and workflow for mistakes and form
 	ruff check .

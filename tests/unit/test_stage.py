@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from palimpsest import models
+from palimpsest.attempts import MEMORY, Attempts
 from palimpsest.config import Method, Model, load
 from palimpsest.data.shards import read_examples
 from palimpsest.evaluation.generate import load_stage
@@ -19,6 +21,7 @@ from palimpsest.files import read_json, sha256
 from palimpsest.models import checkpoint
 from palimpsest.study import stage_fingerprint
 from palimpsest.tasks import Examples
+from palimpsest.training import stage as training
 from palimpsest.training.loop import AnswerLoss
 from workspace import Job, change, entered, stage_of, train, write
 
@@ -256,3 +259,30 @@ def test_a_step_without_learning_changes_nothing(trained):
     """At a learning rate of nothing a child is its parent, so nothing else touches the weights."""
     parent, child = trained("choice", "still"), trained("choice/reading", "still")
     torch.testing.assert_close(learnt(child), learnt(parent), rtol=0, atol=1e-20)
+
+
+def fails_with(error):
+    """Have the first step end with an exception."""
+
+    def step(*_):
+        raise error
+
+    training.Progress.step = step
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (MemoryError(), MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MEMORY),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "out of GPU memory: lower micro_batch in config/models/tiny.yaml",
+        ),
+        (KeyError("weight"), "KeyError: 'weight'"),
+    ],
+)
+def test_an_attempt_says_what_ended_it(root, error, why):
+    stage = stage_of("counting", seed=7)
+    assert Job(stage, prepare=partial(fails_with, error)).wait() == [1]
+    assert Attempts(stage.resume(RESULTS)).last.why == why

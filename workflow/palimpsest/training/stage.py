@@ -57,7 +57,7 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
         return _StageRun(stage, results, model, method, attempts).run(stopped)
     except Exception as error:
         with suppress(OSError):  # the disk may be full
-            attempts.end(MEMORY if _is_out_of_memory(error) else f"{type(error).__name__}: {error}")
+            attempts.end(_told(error, stage))
         raise
 
 
@@ -283,7 +283,10 @@ def _stop_signal(seconds_left: float | None) -> Callable[[], str | None]:
     return why
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory was short: on a GPU, in Python, or in torch's allocator on the CPU."""
-    types = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, types) or "can't allocate memory" in str(error)
+def _told(error: Exception, stage: Stage) -> str:
+    """Return why an attempt ended, by the exception that ended it."""
+    if isinstance(error, torch.OutOfMemoryError):  # more of the host's memory would not help
+        return f"out of GPU memory: lower micro_batch in {CONFIG}/models/{stage.model}.yaml"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return MEMORY
+    return f"{type(error).__name__}: {error}"
