@@ -27,7 +27,7 @@ demo: setup  ## run the demo study and show what was forgotten
 	@palimpsest show demo
 
 test: setup  ## run all tests; those on a Slurm cluster need root, and tests/slurm/install.sh
-	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadscope
+	@OMP_NUM_THREADS=1 pytest -n 2
 
 chaos: setup  ## torment a study on a Slurm cluster of its own: EVENTS=100 SEED=1
 	@OMP_NUM_THREADS=1 python tests/slurm/chaos.py --events $(EVENTS) --seed $(SEED)

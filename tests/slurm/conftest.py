@@ -1,14 +1,12 @@
-"""One Slurm cluster for all tests here, in however many processes pytest runs them."""
+"""One Slurm cluster for all tests here, which one process runs: see tests/conftest.py."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from cluster import Cluster, missing, shared
+from cluster import Cluster, missing
 
 
 def pytest_runtest_setup() -> None:
@@ -19,18 +17,6 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="session", name="cluster")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, which the first process that needs it starts and the last one stops."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # what the workers have in common
-    with shared(root / "slurm") as cluster:
+    """The cluster, from the first test that needs it to the last test."""
+    with Cluster(tmp_path_factory.mktemp("cluster") / "slurm") as cluster:
         yield cluster
-
-
-@pytest.fixture(autouse=True)
-def _turn(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Keep a test that is marked `alone` and those of other processes apart."""
-    alone = request.node.get_closest_marker("alone") is not None
-    with (cluster.directory / "tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        yield

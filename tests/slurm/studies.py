@@ -19,14 +19,14 @@ from palimpsest.attempts import Attempt, Attempts
 from runs import Run, change, copy_of, new_workspace, stage_record, write
 
 HERE = Path(__file__).parent
-LONG = 40  # epochs: a stage of 480 steps takes a quarter of a minute on a core of its own
+LONG = 20  # epochs: a stage of 240 steps takes some ten seconds on a core of its own
 STAGE = "three/tiny/replay/seed-0/choice"
 
 
 def slurm_workspace(path: Path) -> Path:
     """Make a workspace whose Slurm profile is that of the test cluster; a stage takes a while."""
     new_workspace(path)
-    change(path, "models/tiny", resources__checkpoint_steps=20, resources__memory_mb=1000)
+    change(path, "models/tiny", resources__checkpoint_steps=10, resources__memory_mb=1000)
     change(path, "methods/lora", training__epochs=LONG)
     profile = path / "profiles" / "slurm" / "config.yaml"
     settings = yaml.safe_load(profile.read_text())
@@ -48,17 +48,21 @@ class StudyOnCluster:
         """Start Snakemake; what it prints is added to `output`."""
         command = [sys.executable, str(HERE / "polling.py"), *arguments]
         command += ["--profile", "profiles/slurm", "--config", f"study={study}"]
-        environment = {
+        with self.output.open("a") as out:
+            self.snakemake = subprocess.Popen(
+                command, cwd=self.root, env=self.environment, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a person who works on the cluster."""
+        return {
             **os.environ,
             **self.cluster.environment,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str((self.root / "workflow").resolve()),
             "OMP_NUM_THREADS": "1",
         }
-        with self.output.open("a") as out:
-            self.snakemake = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=out, stderr=subprocess.STDOUT
-            )
 
     def train(self, *arguments: str, stage: str = STAGE) -> None:
         """Start Snakemake for one stage."""
@@ -69,6 +73,16 @@ class StudyOnCluster:
         """Wait until Snakemake ends, and return how."""
         code = self.snakemake.wait(timeout=seconds)
         return Run(code, self.text)
+
+    def end(self) -> None:
+        """Kill Snakemake and cancel every job, if there are any."""
+        if self.snakemake and self.snakemake.poll() is None:
+            self.snakemake.kill()
+            self.snakemake.wait()
+        for line in self.cluster.run("squeue", "-h", "-o", "%A %Z").splitlines():
+            job, where = line.split(maxsplit=1)
+            if where == str(self.root):
+                self.cluster.run("scancel", job, check=False)
 
     def succeed(self, *arguments: str, study: str = "tiny") -> Run:
         """Run Snakemake, which must succeed."""

@@ -71,7 +71,6 @@ def test_a_failing_command_says_why(cluster):
         cluster.run("sbatch", "-p", "none", "--wrap", "true")
 
 
-@pytest.mark.alone
 def test_a_job_gets_its_gpus_and_the_seventh_waits(submit):
     jobs = [submit(SLEEP, "-p", "gpu", "--gres=gpu:1") for _ in range(7)]
     found = [job.lines(1)[0] for job in jobs[:6]]
@@ -96,7 +95,6 @@ def test_a_job_is_made_of_its_script_and_its_steps(submit, cluster):
     wait_until(lambda: not cluster.processes_of(job.id), 30, "the step is gone")
 
 
-@pytest.mark.alone
 def test_the_job_of_a_lost_node_runs_again_on_another(submit, cluster):
     job = submit(SLEEP)
     [[lost]] = job.lines(1)
@@ -112,7 +110,6 @@ def test_the_job_of_a_lost_node_runs_again_on_another(submit, cluster):
     assert cluster.node_state(lost) in ("idle", "mixed")
 
 
-@pytest.mark.alone
 def test_a_job_outlives_the_controller(submit, cluster):
     job = submit(SLEEP)
     job.lines(1)

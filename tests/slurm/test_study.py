@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
-from runs import snakemake
+from runs import finish, snakemake_command, start
 from studies import (
     STAGE,
     StudyOnCluster,
@@ -17,12 +18,9 @@ from studies import (
     write,
 )
 
-STAGES = [
-    "three/tiny/lora/seed-0/choice+counting+reading",
-    "three/tiny/replay/seed-0/choice",
-    "three/tiny/replay/seed-0/choice/reading",
-    "three/tiny/replay/seed-0/choice/reading/counting",
-]
+LINEAGES = ("choice", "choice/reading", "choice/reading/counting")
+STAGES = [f"three/tiny/replay/seed-0/{lineage}" for lineage in LINEAGES]
+STAGES += ["three/tiny/lora/seed-0/choice+counting+reading"]
 MATRIX = "results/reports/small/matrix.csv"
 
 
@@ -36,20 +34,27 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, workspace):
+def here(workspace):
+    """The study as this machine runs it, without a cluster; it is at work beside the other."""
+    root = copy_of(workspace, workspace.with_name("here"))
+    return root, start(root, *snakemake_command("--cores", "1", study="small"))
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, workspace, here):
     """The study after it was run on the cluster."""
     study = StudyOnCluster(cluster, copy_of(workspace, workspace.with_name("cluster")))
     study.succeed(study="small")
     return study
 
 
-def test_the_tables_are_those_of_this_machine_alone(finished, workspace):
-    here = copy_of(workspace, workspace.with_name("here"))
-    found = snakemake(here, study="small")
+def test_the_tables_are_those_of_this_machine_alone(finished, here):
+    root, running = here
+    found = finish(running)
     assert found.code == 0, found.text
-    assert (here / MATRIX).read_bytes() == (finished.root / MATRIX).read_bytes()
+    assert (root / MATRIX).read_bytes() == (finished.root / MATRIX).read_bytes()
     for stage in STAGES:
-        assert finished.files(stage) == StudyOnCluster(finished.cluster, here).files(stage)
+        assert finished.files(stage) == StudyOnCluster(finished.cluster, root).files(stage)
 
 
 def test_every_stage_is_a_job_that_says_what_it_trains(finished):
@@ -81,50 +86,68 @@ def test_the_report_tells_what_slurm_gave(finished):
     assert "allocated_seconds" in costs.splitlines()[0]
 
 
-@pytest.fixture
-def lines(cluster, workspace, tmp_path):
-    """A function that trains a stage with some resources, and returns how it was submitted."""
+FORMS = {  # two ranks in four ways, and what sbatch is told of each
+    "processes of a node": (
+        {"ranks": 2},
+        "--nodes=1 --ntasks=1 --cpus-per-task=2",
+    ),
+    "two nodes": (
+        {"nodes": 2},
+        "--nodes=2 --ntasks=2 --cpus-per-task=1 --ntasks-per-node=1",
+    ),
+    "GPUs of a node": (
+        {"gpus": 2},
+        "--nodes=1 --cpus-per-task=2 --gpus=2",
+    ),
+    "GPUs of two nodes": (
+        {"nodes": 2, "gpus": 1, "threads": 2},
+        "--nodes=2 --ntasks=2 --cpus-per-task=2 --ntasks-per-node=1 --gpus-per-node=1",
+    ),
+}
 
-    def train(**resources):
-        study = StudyOnCluster(cluster, copy_of(workspace, tmp_path / f"run-{len(resources)}"))
-        given = {"memory_mb": 2500, "minutes": 7, "checkpoint_steps": 4} | resources
+
+def test_ranks_learn_the_same_wherever_they_are(cluster, workspace, tmp_path):
+    """On one node or two, and on GPUs, which are pretended; each submitted by its own line."""
+    studies = {form: StudyOnCluster(cluster, copy_of(workspace, tmp_path / form)) for form in FORMS}
+    for form, study in studies.items():
+        given = {"memory_mb": 2500, "minutes": 7, "checkpoint_steps": 4} | FORMS[form][0]
         change(study.root, "models/tiny", resources=given, zero_stage=2)
         study.train("--retries", "0")
+    for study in studies.values():
         found = study.finish()
         assert found.code == 0, found.text + study.log()
-        rows = study.job_lines("Comment", "SubmitLine", "State", "NNodes")
-        [[_, line, *outcome]] = [row for row in rows if row[0].startswith("rule_train")]
-        options = [word for word in line.partition(" --wrap")[0].split() if word[:2] == "--"]
-        return study, " ".join(word for word in options if "=" in word), outcome
-
-    return train
-
-
-def test_ranks_of_one_node_of_two_and_on_gpus_learn_the_same(lines):
-    """Also the lines that sbatch is given: the CPU form, that of two nodes, that of GPUs."""
-    here, line, _ = lines(ranks=2)
-    assert line == "--nodes=1 --ntasks=1 --cpus-per-task=2"
-    two, line, outcome = lines(ranks=1, nodes=2)
-    assert line == "--nodes=2 --ntasks=2 --cpus-per-task=1 --ntasks-per-node=1"
-    assert outcome == ["COMPLETED", "2"]
-    gpus, line, _ = lines(gpus=2, nodes=1, threads=1)
-    assert line == "--nodes=1 --cpus-per-task=2 --gpus=2"
-    both, line, _ = lines(gpus=1, nodes=2, threads=2, workers=0)
-    assert line == ("--nodes=2 --ntasks=2 --cpus-per-task=2 --ntasks-per-node=1 --gpus-per-node=1")
-    records = [json.loads(stage_record(s.root, STAGE).read_text()) for s in (here, two, gpus, both)]
+    assert {form: submitted(study) for form, study in studies.items()} == {
+        form: line for form, (_, line) in FORMS.items()
+    }
+    records = [json.loads(stage_record(s.root, STAGE).read_text()) for s in studies.values()]
     assert [record["ranks"] for record in records] == [2, 2, 2, 2]
-    assert records[0]["files"] == records[1]["files"] == records[2]["files"] == records[3]["files"]
+    assert all(record["files"] == records[0]["files"] for record in records)
 
 
-def test_array_jobs(finished, tmp_path):
-    """With `slurm-array-jobs: evaluate` the cells of a stage are one submission."""
-    root = copy_of(finished.root, tmp_path / "arrays")
-    study = StudyOnCluster(finished.cluster, root)
-    before = (root / MATRIX).read_bytes()
-    change(root, "tiny", evaluation__fan_out="cell")
-    study.succeed("--slurm-array-jobs", "evaluate", study="small")
-    assert (root / MATRIX).read_bytes() == before
-    rows = study.job_lines("JobID", "Comment", "State")
-    cells = [row for row in rows if row[1].startswith("rule_evaluate")]
-    assert len(cells) == 15
-    assert len({row[0].split("_")[0] for row in cells}) < 15
+def submitted(study):
+    """Return what sbatch was told of the geometry of a study's training job."""
+    lines = [
+        line for comment, line in study.job_lines("Comment", "SubmitLine") if "train" in comment
+    ]
+    words = lines[0].partition(" --wrap")[0].split()
+    return " ".join(word for word in words if word.startswith("--") and "=" in word)
+
+
+def test_cells_as_a_job_array(finished, tmp_path):
+    """With `slurm-array-jobs: evaluate`, the cells that are ready together are one submission."""
+    study = StudyOnCluster(finished.cluster, copy_of(finished.root, tmp_path / "arrays"))
+    change(study.root, "tiny", evaluation__fan_out="cell")
+    before = scores(study)
+    shutil.rmtree(study.root / "results" / "stages" / STAGE / "cells")
+    targets = sorted(str(path.relative_to(study.root)) for path in before)
+    study.succeed(*targets, "--slurm-array-jobs", "evaluate", study="small")
+    assert scores(study) == before
+    jobs = [id for id, comment in study.job_lines("JobID", "Comment") if "evaluate" in comment]
+    assert [job.partition("_")[2] for job in jobs] == ["1", "2", "3"]
+    assert len({job.partition("_")[0] for job in jobs}) == 1
+
+
+def scores(study):
+    """Return the scores of a stage's cells, by their files."""
+    cells = study.root / "results" / "stages" / STAGE / "cells"
+    return {path: path.read_bytes() for path in cells.glob("*/scores.json")}
