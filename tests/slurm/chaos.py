@@ -130,8 +130,8 @@ class Campaign:
         cluster: Cluster,
         directory: Path,
         tasks: int = 3,
-        epochs: int = 100,
-        pause: tuple[float, float] = (4.0, 12.0),
+        epochs: int = 60,
+        pause: tuple[float, float] = (4.0, 10.0),
     ) -> None:
         """Work in `directory`, on lineages of `tasks` stages, each of `epochs` epochs.
 

@@ -1,4 +1,4 @@
-"""A short campaign; `make chaos` does a long one. It harms the cluster: run tests/slurm alone."""
+"""A short campaign; `make chaos` does a long one. No other test may share the cluster meanwhile."""
 
 from __future__ import annotations
 

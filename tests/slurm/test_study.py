@@ -129,7 +129,7 @@ def submitted(study):
     lines = [
         line for comment, line in study.job_lines("Comment", "SubmitLine") if "train" in comment
     ]
-    words = lines[0].partition(" --wrap")[0].split()
+    words = lines[0].partition(" --wrap")[0].partition("--export=ALL ")[2].split()
     return " ".join(word for word in words if word.startswith("--") and "=" in word)
 
 
