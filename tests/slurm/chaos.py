@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -92,7 +93,7 @@ class Summary:
             *(("left in the queue", job) for job in self.left_in_queue),
             ("tables identical", "yes" if self.identical else "no"),
         ]
-        return "\n".join(f"{name:<56}{value}" for name, value in lines)
+        return "\n".join(f"{name:<64}{value}" for name, value in lines)
 
 
 class Witness:
@@ -267,10 +268,9 @@ def leave_in_peace(study: StudyOnCluster, tormentor: Tormentor) -> None:
 def picture(study: StudyOnCluster) -> str:
     """Return all that there is to see of a study that does not move."""
     root = study.root
-    logs = sorted((root / "results").glob("stages/**/resume/*.*l*"))
-    logs += sorted(
-        (root / "results" / "logs").glob("**/*.log"), key=lambda log: log.stat().st_mtime
-    )[-5:]
+    stages = root / "results" / "stages"
+    logs = [*stages.glob("**/resume/attempts.jsonl"), *stages.glob("**/resume/train.log")]
+    logs += sorted(root.glob("results/logs/slurm/**/*.log"), key=lambda p: p.stat().st_mtime)[-5:]
     shown = [
         ("squeue", study.cluster.run("squeue", "-a", check=False)),
         ("sinfo", study.cluster.run("sinfo", check=False)),
@@ -294,6 +294,7 @@ def main() -> int | str:
     args = parser.parse_args()
     if reason := missing():
         return reason
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without cleaning up
     directory = Path(tempfile.mkdtemp(prefix="palimpsest-chaos-"))
     out = args.out or directory / "summary.json"
     with Cluster(directory / "slurm") as cluster:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from palimpsest import slurm
-from palimpsest.files import read_json
+from palimpsest.files import read_json, write_json
 
 PATIENCE = 60.0  # seconds in which a holder that is ending may end
 SETTLED = 0.5  # seconds after which of two jobs that take over at once only one still holds it
@@ -69,7 +69,7 @@ def _take(path: Path, me: dict[str, Any]) -> None:
             time.sleep(1)
             continue
         print(f"{path.parent}: taken over from {name(holder)}, which has ended", flush=True)
-        _replace(path, me)
+        write_json(path, me)
         time.sleep(SETTLED)
         if _holder(path) == me:
             return
@@ -77,24 +77,15 @@ def _take(path: Path, me: dict[str, Any]) -> None:
 
 def _created(path: Path, me: dict[str, Any]) -> bool:
     """Create the lock, whole; False if there is one."""
-    own = _write_beside(path, me)
+    own = path.with_name(f".{path.name}.{me['host']}-{me['pid']}")
     try:
+        own.write_text(json.dumps(me) + "\n")
         os.link(own, path)
     except FileExistsError:
         return False
     finally:
-        own.unlink()
+        own.unlink(missing_ok=True)
     return True
-
-
-def _replace(path: Path, me: dict[str, Any]) -> None:
-    os.replace(_write_beside(path, me), path)
-
-
-def _write_beside(path: Path, me: dict[str, Any]) -> Path:
-    own = path.with_name(f".{path.name}.{me['host']}-{me['pid']}")
-    own.write_text(json.dumps(me) + "\n")
-    return own
 
 
 def _holder(path: Path) -> dict[str, Any] | None:

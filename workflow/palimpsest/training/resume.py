@@ -89,8 +89,8 @@ class Resume:
 
     def clear(self) -> None:
         """Remove all that a finished stage needs no more; its log and metrics stay."""
-        for name in self._names():
-            shutil.rmtree(self.directory / name)
+        for checkpoint in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.partial")]:
+            shutil.rmtree(checkpoint)
         for script in self.directory.glob("zero_to_*.py"):  # the engine leaves it beside
             script.unlink()
 
