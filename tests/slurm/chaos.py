@@ -132,7 +132,7 @@ class Campaign:
         directory: Path,
         tasks: int = 3,
         epochs: int = 60,
-        pause: tuple[float, float] = (4.0, 10.0),
+        pause: tuple[float, float] = (3.0, 8.0),
     ) -> None:
         """Work in `directory`, on lineages of `tasks` stages, each of `epochs` epochs.
 

@@ -163,8 +163,8 @@ class Cluster:
         """Return the pid of a job's batch script, whose parent is the slurmstepd of that step."""
         for process in self._daemons():
             with suppress(psutil.Error):
-                if f"[{job_id}.batch]" in process.cmdline():
-                    return min(process.children(), key=age).pid
+                if f"[{job_id}.batch]" in process.cmdline() and (own := process.children()):
+                    return min(own, key=age).pid
         raise LookupError(f"job {job_id} has no batch step that runs")
 
     def _make_way(self) -> None:
