@@ -1,4 +1,4 @@
-# The study, and where its files are. Nothing here reads a result or imports torch.
+# The study, where its files are, and what its jobs ask for. Nothing here imports torch.
 
 import os
 import time
