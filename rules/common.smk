@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 
 from palimpsest.attempts import Attempts
@@ -53,14 +54,20 @@ def resources_of(wildcards):
 def of_stage(name):
     """One resource of a training job: by the model's config, and by what earlier attempts lacked."""
 
-    def resource(wildcards):
-        stage = Stage.parse(wildcards.stage)
-        asked = job_resources(resources_of(wildcards), Attempts(stage.resume(RESULTS)))
-        if name == "slurm_extra" and (job := LEFT.training.get(stage)):
-            return f"{asked[name] or ''} --dependency=afterany:{job.id}".lstrip()
-        return asked[name]
+    def resource(wildcards, attempt):
+        asked = asked_for(wildcards.stage, attempt)[name]
+        if name == "slurm_extra" and (job := LEFT.training.get(Stage.parse(wildcards.stage))):
+            return f"{asked or ''} --dependency=afterany:{job.id}".lstrip()
+        return asked
 
     return resource
+
+
+@cache
+def asked_for(stage, attempt):
+    """All resources of a training job, once for each attempt: Slurm may be asked for them."""
+    stage = Stage.parse(stage)
+    return job_resources(load(Model, stage.model).resources, Attempts(stage.resume(RESULTS)))
 
 
 def parent_record(wildcards):

@@ -26,7 +26,7 @@ STAGE = "three/tiny/replay/seed-0/choice"
 def slurm_workspace(path: Path) -> Path:
     """Make a workspace whose Slurm profile is that of the test cluster; a stage takes a while."""
     new_workspace(path)
-    change(path, "models/tiny", resources__checkpoint_steps=10, resources__memory_mb=1000)
+    change(path, "models/tiny", resources__checkpoint_steps=10, resources__memory_mb=1500)
     change(path, "methods/lora", training__epochs=LONG)
     profile = path / "profiles" / "slurm" / "config.yaml"
     settings = yaml.safe_load(profile.read_text())

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import forget
 from palimpsest import study
 from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.refusal import ConfigError
 from palimpsest.study import plan, refuse_foreign_stages, stage_fingerprint
+from workspace import forget
 
 REPOSITORY = Path(__file__).parents[2]
 

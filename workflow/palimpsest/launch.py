@@ -65,7 +65,7 @@ def job_resources(resources: Resources, attempts: Attempts) -> dict[str, int | s
     On one node `gpu` becomes `--gpus`. Several nodes are an MPI job of one task a node, in whose
     allocation `run_ranks` starts the ranks.
     """
-    ends = [attempt.why for attempt in attempts.all()]
+    ends = [Attempts.why(attempt) for attempt in attempts.all()]  # of the last one Slurm may know
     several = resources.nodes > 1
     per_node = f" --gpus-per-node={resources.gpus}" if resources.gpus else ""
     return {

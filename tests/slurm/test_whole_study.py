@@ -64,7 +64,7 @@ def test_every_stage_is_a_job_that_says_what_it_trains(finished):
     assert {row[1] for row in training} == names
     for name, _, *asked, _ in training:
         assert name.startswith("palimpsest_")
-        assert asked == ["COMPLETED", "1000M", "1", "00:10:00"]
+        assert asked == ["COMPLETED", "1500M", "1", "00:10:00"]
     # Scoring and chance are no jobs; the bases and stages are evaluated, a job for all cells.
     rules = [row[1].split("_wildcards")[0] for row in rows]
     assert {rule: rules.count(rule) for rule in rules} == {
