@@ -220,8 +220,8 @@ class Campaign:
             stillborn = [attempt for attempt in (first, *later) if attempt.after_step is None]
             summary.killed_before_training += len(stillborn)
         with suppress(TimeoutError):
-            wait_until(lambda: not queue(study), 10, "an empty queue")
-        summary.left_in_queue += [f"round {seed}: {job}" for job in queue(study)]
+            wait_until(lambda: not study.queue(), 10, "an empty queue")
+        summary.left_in_queue += [f"round {seed}: {job}" for job in study.queue()]
 
 
 def prepare(root: Path, epochs: int, tasks: int) -> Path:
@@ -247,22 +247,11 @@ def outcome(root: Path) -> set[tuple[str, str]]:
     return {(str(file.relative_to(results)), sha256(file)) for file in files}
 
 
-def queue(study: StudyOnCluster) -> list[str]:
-    """Return the jobs of a study that Slurm has not done with: id, state, comment."""
-    lines = study.cluster.run("squeue", "-h", "-o", "%Z|%A %T %k", check=False).splitlines()
-    return [
-        text for where, text in (line.split("|", 1) for line in lines) if where == str(study.root)
-    ]
-
-
 def leave_in_peace(study: StudyOnCluster, tormentor: Tormentor) -> None:
     """Undo all harm; then end what still runs of a study."""
     tormentor.mend(at_once=True)
-    if study.snakemake and study.snakemake.poll() is None:
-        study.snakemake.kill()
-    for job in queue(study):
-        study.cluster.run("scancel", job.split()[0], check=False)
-    wait_until(lambda: not queue(study), 60, "the end of all jobs")
+    study.end()
+    wait_until(lambda: not study.queue(), 60, "the end of all jobs")
 
 
 def picture(study: StudyOnCluster) -> str:

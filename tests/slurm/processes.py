@@ -13,12 +13,14 @@ import psutil
 Answer = TypeVar("Answer")
 
 
-def wait_until(condition: Callable[[], Answer], seconds: float, what: str) -> Answer:
+def wait_until(
+    condition: Callable[[], Answer], seconds: float, what: str, context: Callable[[], str] = str
+) -> Answer:
     """Ask until the answer is true, and return it; a TimeoutError says what was waited for."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds:.0f} seconds: {what}")
+            raise TimeoutError(f"not within {seconds:.0f} seconds: {what}\n{context()}")
         time.sleep(0.1)
     return answer
 

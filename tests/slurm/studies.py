@@ -7,8 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -16,6 +14,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))  # the workspace is made there
 
 from palimpsest.attempts import Attempt, Attempts
+from processes import wait_until
 from runs import Run, change, copy_of, new_workspace, stage_record, write
 
 HERE = Path(__file__).parent
@@ -79,10 +78,14 @@ class StudyOnCluster:
         if self.snakemake and self.snakemake.poll() is None:
             self.snakemake.kill()
             self.snakemake.wait()
-        for line in self.cluster.run("squeue", "-h", "-o", "%A %Z").splitlines():
-            job, where = line.split(maxsplit=1)
-            if where == str(self.root):
-                self.cluster.run("scancel", job, check=False)
+        for job in self.queue():
+            self.cluster.run("scancel", job.split()[0], check=False)
+
+    def queue(self) -> list[str]:
+        """The jobs that Slurm has not done with: id, state, comment."""
+        lines = self.cluster.run("squeue", "-h", "-o", "%Z|%A %T %k", check=False).splitlines()
+        rows = [line.split("|", 1) for line in lines]
+        return [text for where, text in rows if where == str(self.root)]
 
     def succeed(self, *arguments: str, study: str = "tiny") -> Run:
         """Run Snakemake, which must succeed."""
@@ -131,14 +134,4 @@ class StudyOnCluster:
         return [row[1:] for row in rows if row[0] == str(self.root)]
 
 
-def wait_until(
-    condition: Callable[[], bool], seconds: float, what: str, context: Callable[[], str] = str
-) -> None:
-    """Wait until a condition holds; an AssertionError says what was waited for."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{context()}"
-        time.sleep(0.2)
-
-
-__all__ = ["change", "copy_of", "stage_record", "write"]
+__all__ = ["change", "copy_of", "stage_record", "wait_until", "write"]

@@ -58,7 +58,9 @@ def train(args: argparse.Namespace) -> int:
     def rank() -> int:
         from palimpsest.training.stage import train
 
-        return train(args.stage, RESULTS, seconds_left())
+        # One rank asks Slurm, and the others stop with it.
+        first = os.environ.get("RANK", "0") == "0"
+        return train(args.stage, RESULTS, seconds_left() if first else None)
 
     return rank() if "RANK" in os.environ else run_stage(args.stage, rank)
 
