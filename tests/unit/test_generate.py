@@ -101,8 +101,8 @@ class Scripted:
 
     def encode_prompt(self, example):
         length = len(example.turns[0].question)
-        pixels = None if example.image is None else torch.zeros(1)
-        return models.lmm.Encoded([5] * length, [-100] * length, pixels)
+        pictures = {} if example.image is None else {"pixel_values": torch.zeros(1, 1)}
+        return models.lmm.Encoded([5] * length, [-100] * length, pictures)
 
     collate = models.lmm.LMM.collate
 

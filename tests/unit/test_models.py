@@ -48,7 +48,7 @@ def test_the_answer_and_its_end_are_learnt_and_nothing_else(lmm):
     text = words(lmm, encoded.input_ids)
     assert text[:7] == ["<s>", "USER:", "<image>", "<image>", "<image>", "<image>", "Which"]
     assert text[-3:] == ["ASSISTANT:", "red", "</s>"]
-    assert encoded.pixels.shape == (3, 64, 64)
+    assert encoded.pictures["pixel_values"].shape == (1, 3, 64, 64)
 
 
 def test_every_answer_of_a_conversation_is_learnt(lmm):
@@ -64,7 +64,7 @@ def test_an_answer_of_letters_is_learnt_whole(lmm):
 
 def test_text_without_a_picture(lmm):
     encoded = lmm.encode(example(*THREE, image=None))
-    assert encoded.pixels is None
+    assert not encoded.pictures
     assert "<image>" not in words(lmm, encoded.input_ids)
     assert learnt(lmm, encoded) == ["red", "</s>", "blue", "green", "</s>", "C", "</s>"]
 
@@ -110,9 +110,10 @@ def test_collation_pads_on_one_side(lmm, side):
 
 def test_pictures_are_stacked_in_order_and_only_those_that_are_there(lmm):
     grey = lmm.encode(example(ASKED))
-    text, black_ = lmm.encode(example(ASKED, image=None)), replace(grey, pixels=grey.pixels + 1)
-    pixels = lmm.collate([grey, text, black_], "right")["pixel_values"]
-    assert torch.equal(pixels, torch.stack([grey.pixels, grey.pixels + 1]))
+    seen = grey.pictures["pixel_values"]
+    text, other = lmm.encode(example(ASKED, image=None)), {"pixel_values": seen + 1}
+    pixels = lmm.collate([grey, text, replace(grey, pictures=other)], "right")["pixel_values"]
+    assert torch.equal(pixels, torch.cat([seen, seen + 1]))
     assert "pixel_values" not in lmm.collate([text, text], "right")
 
 

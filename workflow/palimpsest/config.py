@@ -55,16 +55,20 @@ class Task(Science):
 
     cosmetic: ClassVar = {
         "title", "category", "licence", "citation",
-        "answer_format", "metric", "metric_options", "max_new_tokens",
+        "answer_format", "metric", "metric_options", "as_published", "max_new_tokens",
+        "downloads", "most_rejected",
     }  # fmt: skip
     version: int
     category: str
     reader: str  # data/readers/<reader>.py
     source: dict[str, Any]  # what the reader reads
+    downloads: tuple[str, ...] = ()  # config/downloads/<download>.yaml, below which it reads
+    most_rejected: float = Field(0.01, ge=0, lt=1)  # share of a split's records
     prompt: str  # template with {question}
     answer_format: str  # regular expression; an answer that matches it whole is of the right kind
     metric: str  # metrics/<metric>.py
     metric_options: dict[str, Any] = Field({})
+    as_published: str | None = None  # the metric that follows the paper's released scorer
     max_new_tokens: int = Field(gt=0)
     licence: str
     citation: str | None = None
@@ -74,10 +78,10 @@ class Task(Science):
     def _reader_exists(cls, name: str) -> str:
         return one_of(name, modules("data/readers"), "reader")
 
-    @field_validator("metric")
+    @field_validator("metric", "as_published")
     @classmethod
-    def _metric_exists(cls, name: str) -> str:
-        return one_of(name, modules("metrics"), "metric")
+    def _metric_exists(cls, name: str | None) -> str | None:
+        return name and one_of(name, modules("metrics"), "metric")
 
     @field_validator("metric_options")
     @classmethod

@@ -105,7 +105,7 @@ def answer(
             answers = _generate(lmm, inputs, max_new_tokens)
             for (i, example), tokens in zip(asked.items(), answers, strict=True):
                 rows[i] = _row(lmm, example, tokens)
-            counters["pictures_decoded"] += sum(p.pixels is not None for p in prompts)
+            counters["pictures_decoded"] += sum(bool(p.pictures) for p in prompts)
             counters["prompt_tokens"] += int(inputs["attention_mask"].sum())
             counters["padded_tokens"] += int((inputs["attention_mask"] == 0).sum())
             bar.update(len(asked))

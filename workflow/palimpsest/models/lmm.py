@@ -6,7 +6,7 @@ Shapes: B examples, L tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -23,7 +23,10 @@ class Encoded:
 
     input_ids: list[int]
     labels: list[int]  # IGNORE, or the token itself where it belongs to an answer
-    pixels: torch.Tensor | None  # of one picture, without the batch dimension
+    # What else the module takes: of the picture, to be concatenated along the first axis, …
+    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
+    # … and of the tokens, to be padded with 0.
+    tokens: dict[str, list[int]] = field(default_factory=dict)
 
 
 class LMM(ABC):
@@ -51,7 +54,7 @@ class LMM(ABC):
         """Return generated tokens as text, without special tokens and surrounding blanks."""
 
     def collate(self, encoded: list[Encoded], side: str) -> dict[str, torch.Tensor]:
-        """Pad to the longest on one side: input_ids_BL, attention_mask_BL, labels_BL, pictures.
+        """Pad to the longest on one side: input_ids_BL, attention_mask_BL, labels_BL, and the rest.
 
         Padding goes to the right for training and to the left for generation.
         """
@@ -67,9 +70,10 @@ class LMM(ABC):
             "attention_mask": padded_BL([[1] * len(e.input_ids) for e in encoded], 0),
             "labels": padded_BL([e.labels for e in encoded], IGNORE),
         }
-        pixels = [e.pixels for e in encoded if e.pixels is not None]
-        if pixels:
-            batch["pixel_values"] = torch.stack(pixels)
+        for name in encoded[0].tokens:
+            batch[name] = padded_BL([e.tokens[name] for e in encoded], 0)
+        for name in dict.fromkeys(name for e in encoded for name in e.pictures):
+            batch[name] = torch.cat([e.pictures[name] for e in encoded if name in e.pictures])
         return batch
 
 

@@ -173,7 +173,7 @@ class _StageRun:
         up and gathers what does not belong together.
         """
         shared = self.model.zero_stage == 3 or self.method.train_projector
-        if shared and all(row.pixels is None for row in rows):
+        if shared and not any(row.pictures for row in rows):
             shown = self.lmm.encode(Example("blank", black((64, 64)), (Turn("", ""),), ()))
             rows = [*rows, replace(shown, labels=[IGNORE] * len(shown.labels))]
         return self.lmm.collate(rows, "right")

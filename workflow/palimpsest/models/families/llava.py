@@ -88,10 +88,10 @@ class Llava(LMM):
             for token, (_, last) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         ]
         limit = self.config.max_length
-        return Encoded(tokens["input_ids"][:limit], labels[:limit], self._pixels(example))
+        return Encoded(tokens["input_ids"][:limit], labels[:limit], self._pictures(example))
 
-    def _pixels(self, example: Example) -> torch.Tensor | None:
+    def _pictures(self, example: Example) -> dict[str, torch.Tensor]:
         if example.image is None:
-            return None
+            return {}
         picture = Image.open(BytesIO(example.image)).convert("RGB")
-        return self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        return dict(self.image_processor(picture, return_tensors="pt"))
