@@ -115,7 +115,7 @@ class Witness:
             self.taken_again += max(0, self.steps[place] - step)
             self.steps[place] = step
         done = [(p / "stage" / "stage.json").exists() for p in self.places]
-        scored = [len([*place.glob("cells/*/scores.json")]) for place in self.places]
+        scored = [len([*place.glob("cells/*/*/*/scores.json")]) for place in self.places]
         seen = (*self.steps.values(), *done, *scored)
         if seen != self.seen:
             self.seen, self.moved = seen, time.monotonic()

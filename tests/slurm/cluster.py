@@ -154,6 +154,21 @@ class Cluster:
         ping = ("scontrol", "ping")
         wait_until(lambda: " UP" in self.run(*ping, check=False), 30, "slurmctld answers")
 
+    def release_held(self) -> list[str]:
+        """Let jobs go on that Slurm holds, and nodes that it drains; return the jobs.
+
+        A controller that has forgotten a running job starts it again, and holds it when the node
+        says that it runs already: on any cluster it then takes an administrator.
+        """
+        pending = self.run("squeue", "-h", "-t", "PENDING", "-o", "%A %r", check=False)
+        held = [line.split()[0] for line in pending.splitlines() if line.endswith("held")]
+        for job in held:
+            self.run("scontrol", "release", job, check=False)
+        states = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T", check=False)
+        for node in [line.split()[0] for line in states.splitlines() if "drain" in line]:
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        return held
+
     def processes_of(self, job_id: int | str) -> list[int]:
         """Return the pids of a job's processes on all nodes, oldest first, without Slurm's own."""
         found = processes_with(SLURM_JOB_ID=str(job_id))

@@ -150,4 +150,4 @@ def test_cells_as_a_job_array(finished, tmp_path):
 def scores(study):
     """Return the scores of a stage's cells, by their files."""
     cells = study.root / "results" / "stages" / STAGE / "cells"
-    return {path: path.read_bytes() for path in cells.glob("*/scores.json")}
+    return {path: path.read_bytes() for path in cells.glob("*/*/*/scores.json")}

@@ -18,6 +18,7 @@ from studies import StudyOnCluster
 
 OUTAGE = (2.0, 8.0)  # seconds until what has failed is there again
 PATIENCE = 15.0  # seconds in which an event may find a target, before another one is drawn
+ADMIN = 5.0  # seconds from one look at held jobs and drained nodes to the next
 DISK = "64m"  # size of the disk that can be full
 
 
@@ -43,7 +44,7 @@ class Tormentor:
         if disk:
             self.kinds["fill the disk"] = self._fill_disk
         self.drawn: list[str] = []
-        self.waiting_since = time.monotonic()
+        self.waiting_since = self.next_round_of_admin = time.monotonic()
 
     def strike(self) -> tuple[str, str] | None:
         """Do the next event and return its kind and target; None while it has no target.
@@ -69,6 +70,10 @@ class Tormentor:
                 repair()
                 del self.outages[what]
                 say(f"{what} is back")
+        if "slurmctld" not in self.outages and time.monotonic() > self.next_round_of_admin:
+            self.next_round_of_admin = time.monotonic() + ADMIN
+            for job in self.cluster.release_held():
+                say(f"job {job} was held by Slurm, and is released")
 
     def _training(self) -> list[tuple[str, Attempt]]:
         """The stages that take steps now, and the attempts that do."""

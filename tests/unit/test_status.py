@@ -92,9 +92,9 @@ def attempt(path, *, step=0, saved=(), job="7", **facts):
 
 def score(path, *tasks):
     for task in tasks:
-        cell = Stage.parse(path).cell(RESULTS, task)
+        cell = Stage.parse(path).cell(RESULTS, "test", task)
         put(cell / "predictions.parquet")
-        put(cell / "scores.json")
+        put(cell / "metric/scores.json")
 
 
 def stages():
@@ -173,6 +173,10 @@ def test_queued(queue):
     queue.submit("8", "PENDING", "train", FIRST, reason="Priority")
     assert stages()[FIRST] == ("queued", "job 8", "Priority")
     queue.jobs.clear()
+    queue.submit("8", "PENDING", "train", FIRST, reason="launch failed requeued held")
+    released = "launch failed requeued held: scontrol release 8"
+    assert stages()[FIRST] == ("queued", "job 8", released)
+    queue.jobs.clear()
     queue.submit("8", "PENDING", "train", FIRST, reason="Dependency", waits_for="afterany:7")
     assert stages()[FIRST] == ("queued", "job 8", "Dependency, after afterany:7")
 
@@ -226,7 +230,7 @@ def test_cells_of_one_job(queue):
     queue.submit("7", "RUNNING", "evaluate", BASE)
     assert cells()[BASE] == {"done": 1, "running": 2}
     queue.jobs.clear()
-    log(BASE, "evaluate", "Killed")
+    log(BASE, "evaluate-test", "Killed")
     assert cells()[BASE] == {"done": 1, "failed": 2}
     queue.submit("8", "PENDING", "evaluate", BASE)
     assert cells()[BASE] == {"done": 1, "queued": 2}
@@ -236,7 +240,7 @@ def test_cells_of_a_job_each(workplace, queue):
     workplace.change("small", evaluation__fan_out="cell")
     finish(FIRST)
     score(FIRST, "signs")
-    log(FIRST, "evaluate-count")
+    log(FIRST, "evaluate-test-count")
     queue.submit("7", "RUNNING", "evaluate", FIRST, "boxes")
     assert cells()[FIRST] == {"done": 1, "running": 1, "failed": 1}
 
@@ -245,18 +249,18 @@ def test_a_log_of_an_earlier_life(queue):
     """The stage was trained anew, or the cells answered anew, after the log was written."""
     before = NOW - timedelta(days=1)
     finish(FIRST)
-    log(FIRST, "evaluate", "a crash", after=before)
+    log(FIRST, "evaluate-test", "a crash", after=before)
     assert cells()[FIRST] == {"waiting": 3}
     score(FIRST, *TASKS)
-    (Stage.parse(FIRST).cell(RESULTS, "count") / "scores.json").unlink()
-    log(FIRST, "score", "a crash", after=before)
+    (Stage.parse(FIRST).cell(RESULTS, "test", "count") / "metric/scores.json").unlink()
+    log(FIRST, "score-test", "a crash", after=before)
     assert cells()[FIRST] == {"done": 2, "waiting": 1}
-    log(FIRST, "score", "a crash")
+    log(FIRST, "score-test", "a crash")
     assert cells()[FIRST] == {"done": 2, "failed": 1}
 
 
 def test_cells_that_a_process_of_this_machine_answers(workplace, queue):
-    log(BASE, "evaluate", "loaded")
+    log(BASE, "evaluate-test", "loaded")
     program = put("bin/palimpsest", "import time; print(flush=True); time.sleep(60)")
     command = [sys.executable, program, "evaluate", BASE, "--tasks", *TASKS]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -322,7 +326,7 @@ def test_the_whole_status(queue):
     finish(FIRST, attempts=2)
     score(BASE, *TASKS)
     score(FIRST, "signs")
-    log(FIRST, "evaluate", "Traceback (most recent call last):\nRuntimeError: no\n")
+    log(FIRST, "evaluate-test", "Traceback (most recent call last):\nRuntimeError: no\n")
     attempt(SECOND, step=70, saved=[60], why="out of memory")
     assert describe(plan("small"), NOW).splitlines() == [
         "small: A study",
@@ -350,7 +354,7 @@ def test_all_that_failed(queue):
     finish(FIRST)
     attempt(SECOND, step=70, saved=[60], why="out of memory")
     training = log(SECOND, "train", "x: step 70/120\nTraceback (most):\nOutOfMemoryError: 2 GiB\n")
-    answering = log(FIRST, "evaluate")
+    answering = log(FIRST, "evaluate-test")
     put(RESULTS / f"logs/slurm/rule_evaluate/{FIRST.replace('/', '_')}/9.log")
     queue.states["9"] = "TIMEOUT"
     assert describe_failed(plan("small"), NOW).splitlines() == [

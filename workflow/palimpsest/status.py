@@ -145,7 +145,8 @@ def _at_work() -> dict[str, Worker]:
             worker = Worker(f"job {job.id} on {job.nodes}", "running")
         else:
             waits = f", after {job.waits_for}" if job.waits_for else ""
-            worker = Worker(f"job {job.id}", "queued", f"{job.reason}{waits}")
+            advice = f": scontrol release {job.id}" if job.reason.endswith("held") else ""
+            worker = Worker(f"job {job.id}", "queued", f"{job.reason}{waits}{advice}")
         found[job.id] = found[job.comment] = worker
     return found
 
@@ -243,11 +244,11 @@ def _cells(
     found = {}
     for stage, names in tasks.items():
         cells = Cells(ready=stage not in stages or stages[stage].state == "done")
-        left = [task for task in names if not (stage.cell(RESULTS, task) / "scores.json").exists()]
+        left = [task for task in names if not plan.is_scored(stage, task)]
         cells.counts["done"] = len(names) - len(left)
         each = plan.study.evaluation.fan_out == "cell"
         for served in [[task] for task in left] if each else [left] if left else []:
-            work = _evaluation(stage, served, each, at_work) if cells.ready else None
+            work = _evaluation(plan, stage, served, at_work) if cells.ready else None
             cells.counts[work.state if work else "waiting"] += len(served)
             cells.works += [work] if work else []
         found[stage] = cells
@@ -255,16 +256,18 @@ def _cells(
 
 
 def _evaluation(
-    stage: Stage, tasks: list[str], each: bool, at_work: dict[str, Worker]
+    plan: Plan, stage: Stage, tasks: list[str], at_work: dict[str, Worker]
 ) -> WorkflowJob | None:
     """Return how far the job is that answers or scores some cells; None if it has not begun."""
-    answers = [stage.cell(RESULTS, task) / "predictions.parquet" for task in tasks]
+    evaluation = plan.study.evaluation
+    each = evaluation.fan_out == "cell"
+    answers = [plan.cell(stage, task) / "predictions.parquet" for task in tasks]
     if all(path.exists() for path in answers):
         rule, source = "score", answers[0]
     else:
         rule, source = "evaluate", stage.directory(RESULTS) / "stage.json" if stage.parent else None
     wildcards = (stage.path, tasks[0]) if each else (stage.path,)
-    log = LOGS / "stages" / stage.path / f"{'-'.join((rule, *wildcards[1:]))}.log"
+    log = LOGS / "stages" / stage.path / f"{'-'.join((rule, evaluation.name, *wildcards[1:]))}.log"
     name = " on ".join((f"{rule} {stage}", *wildcards[1:]))
     return _begun(name, slurm.job_comment(rule, *wildcards), log, source, at_work)
 
