@@ -19,9 +19,12 @@ container: "palimpsest.sif"
 
 
 include: "rules/common.smk"
+include: "rules/download.smk"  # what publishers released
 include: "rules/data.smk"  # publisher's files -> Arrow shards
+include: "rules/models.smk"  # published parts -> weights
 include: "rules/train.smk"  # one job a stage, each starting from its parent's
 include: "rules/evaluate.smk"  # stage x task -> predictions -> scores
+include: "rules/judge.smk"  # predictions -> scores by a language model
 include: "rules/report.smk"  # scores -> tables, figures, page
 
 

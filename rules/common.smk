@@ -6,17 +6,19 @@ from functools import cache
 from pathlib import Path
 
 from palimpsest.attempts import Attempts
-from palimpsest.config import Model, Task, load
+from palimpsest.config import AS_PUBLISHED, METRIC, Model, Task, load
 from palimpsest.files import fingerprint
 from palimpsest.launch import DECIDED, job_resources
 from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue
 from palimpsest.lineage import TASK_NAME, Stage
 from palimpsest.metrics import metric
-from palimpsest.study import RESULTS, plan, refuse_foreign_stages
+from palimpsest.study import RESULTS, manner_of, plan, refuse_foreign_stages, scorer
 
 LEFT = Leftovers({}, [])
 try:
-    STUDY = plan(str(config.get("study", "demo")))
+    # --config study=<name>, --configfile config/<name>.yaml, or the demo
+    named = [Path(path).stem for path in workflow.configfiles]
+    STUDY = plan(str(config.get("study", named[-1] if named else "demo")))
     if workflow.is_main_process:
         refuse_foreign_stages(STUDY.stages)
         ALONE, HELD = hold_directory()
@@ -26,14 +28,20 @@ except ValueError as error:
     raise WorkflowError(f"{error}\nNothing was run, changed or removed.") from None
 
 EVALUATION = STUDY.study.evaluation
+BY_RULE = [name for name in STUDY.study.measures if name in (METRIC, AS_PUBLISHED)]
+# What a command is told of how cells are computed.
+HOW = f"--split {EVALUATION.split} --generation {EVALUATION.generation}" + (
+    f" --sample {EVALUATION.sample}" if EVALUATION.sample else ""
+)
 # Which cells a job serves: all of a stage, or the one that the wildcard names.
 CELLS = STUDY.tasks if EVALUATION.fan_out == "stage" else ["{task}"]
 ONE_CELL = "" if EVALUATION.fan_out == "stage" else "-{task}"
 ON_TASK = "" if EVALUATION.fan_out == "stage" else " on {wildcards.task}"
 
+DOWNLOAD = "results/downloads/{download}/download.json"
 MANIFEST = "results/data/{task}/manifest.json"
 RECORD = "results/stages/{stage}/stage/stage.json"
-CELL = "results/stages/{stage}/cells/{task}"
+CELL = f"results/stages/{{stage}}/cells/{EVALUATION.name}/{{task}}"
 REPORT = f"results/reports/{STUDY.name}"
 
 ANY_TASK = TASK_NAME.pattern
@@ -89,16 +97,23 @@ def learnt_data(wildcards):
 
 def tasks_of(wildcards):
     """The tasks that a job serves: the one that its wildcard names, or all."""
-    names = [wildcards.task] if "task" in wildcards.keys() else STUDY.tasks
-    return [load(Task, name) for name in names]
+    return [wildcards.task] if "task" in wildcards.keys() else STUDY.tasks
 
 
 def scoring(wildcards):
     """How a job's cells are scored; a change, such as a metric's new version, scores anew."""
+    model = Stage.parse(wildcards.stage).model if "stage" in wildcards.keys() else None
     return [
-        f"{task.metric} {metric(task.metric).VERSION} {task.metric_options} {task.answer_format}"
+        f"{name} {metric(name).VERSION} {options} {load(Task, task).answer_format}"
         for task in tasks_of(wildcards)
+        for name, options in (scorer(model, task, by) for by in (BY_RULE if model else [METRIC]))
     ]
+
+
+def manner(wildcards):
+    """How answers are made; a change makes them anew."""
+    model = Stage.parse(wildcards.stage).model
+    return [repr(manner_of(model, task, EVALUATION.generation)) for task in tasks_of(wildcards)]
 
 
 def figure_labels(wildcards):

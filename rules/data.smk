@@ -1,4 +1,6 @@
 rule convert:
+    input:
+        lambda wildcards: expand(DOWNLOAD, download=load(Task, wildcards.task).downloads),
     output:
         manifest=MANIFEST,
         gallery="results/data/{task}/gallery.parquet",
@@ -28,19 +30,6 @@ rule chance:
         "chance of {wildcards.task}"
     shell:
         "palimpsest chance {wildcards.task} --split {params.split} > {log} 2>&1"
-
-
-# The demo's base from nothing; it is shipped, so nothing asks for this but you.
-rule pretrain:
-    output:
-        directory("results/models/demo-llava"),
-    log:
-        "results/logs/models/demo-llava.log",
-    threads: 2
-    message:
-        "pretrain the demo's base, about an hour; progress in {log}"
-    shell:
-        "palimpsest pretrain {output} > {log} 2>&1"
 
 
 rule data_all:

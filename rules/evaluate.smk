@@ -3,10 +3,11 @@ rule evaluate:
     input:
         stage=own_record,
         data=expand(MANIFEST, task=CELLS),
+        weights=weights,
     output:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
     log:
-        f"results/logs/stages/{{stage}}/evaluate{ONE_CELL}.log",
+        f"results/logs/stages/{{stage}}/evaluate-{EVALUATION.name}{ONE_CELL}.log",
     threads: lambda wildcards: resources_of(wildcards).threads
     resources:
         # Nobody writes down why an evaluation failed: the next attempt gets more of both.
@@ -16,35 +17,41 @@ rule evaluate:
         gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
     params:
         tasks=CELLS,
-        split=EVALUATION.split,
+        how=HOW,
         batch=EVALUATION.batch,
-        longest=lambda wildcards: [task.max_new_tokens for task in tasks_of(wildcards)],
+        manner=manner,
     message:
         f"evaluate {{wildcards.stage}}{ON_TASK}"
     shell:
         "palimpsest evaluate {wildcards.stage} --tasks {params.tasks} "
-        "--split {params.split} --batch {params.batch} > {log} 2>&1"
+        "{params.how} --batch {params.batch} > {log} 2>&1"
 
 
 rule score:
     input:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
     output:
-        expand(f"{CELL}/scores.json", task=CELLS, allow_missing=True),
-        expand(f"{CELL}/outcomes.parquet", task=CELLS, allow_missing=True),
+        expand(
+            f"{CELL}/{{measure}}/{{file}}",
+            task=CELLS,
+            measure=BY_RULE,
+            file=["scores.json", "outcomes.parquet"],
+            allow_missing=True,
+        ),
     log:
-        f"results/logs/stages/{{stage}}/score{ONE_CELL}.log",
+        f"results/logs/stages/{{stage}}/score-{EVALUATION.name}{ONE_CELL}.log",
     params:
         tasks=CELLS,
-        split=EVALUATION.split,
+        how=HOW,
+        measures=BY_RULE,
         scoring=scoring,
     message:
         f"score {{wildcards.stage}}{ON_TASK}"
     shell:
         "palimpsest score {wildcards.stage} --tasks {params.tasks} "
-        "--split {params.split} > {log} 2>&1"
+        "{params.how} --measures {params.measures} > {log} 2>&1"
 
 
 rule evaluate_all:
     input:
-        [f"{CELL}/scores.json".format(stage=stage, task=task) for stage, task in STUDY.cells],
+        [path for stage, task in STUDY.cells for path in STUDY.scores(stage, task)],

@@ -5,6 +5,7 @@ rule train:
     input:
         parent=parent_record,
         data=learnt_data,
+        weights=weights,
     output:
         record=RECORD,
     log:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from palimpsest.config import Benchmark, Method, Model, Task, load
+from palimpsest.config import Benchmark, Evaluation, Method, Model, Task, load, modules
+from palimpsest.lineage import Stage
 from palimpsest.refusal import ConfigError, one_of, read_yaml
-from palimpsest.study import plan
+from palimpsest.study import method_of, plan, stage_fingerprint
 
 
 def refusal():
@@ -22,8 +23,8 @@ WRONG = {
     "unknown key": (
         ("tasks/signs", {"metrc": "exact_match"}),
         "config/tasks/signs.yaml: metrc: unknown key, did you mean 'metric'? Allowed: "
-        "answer_format, category, citation, licence, max_new_tokens, metric, metric_options, "
-        "prompt, reader, source, title, version",
+        "answer_format, as_published, category, citation, downloads, licence, max_new_tokens, "
+        "metric, metric_options, most_rejected, prompt, reader, source, title, version",
     ),
     "unknown key of a part": (
         ("methods/lora", {"adapter__rnk": 3}),
@@ -37,18 +38,19 @@ WRONG = {
     ),
     "unknown key like none": (
         ("methods/lora", {"training__xyz": 3}),
-        "config/methods/lora.yaml: training.xyz: unknown key. Allowed: batch, betas, epochs, "
-        "gradient_clip, learning_rate, schedule, warmup, weight_decay",
+        "config/methods/lora.yaml: training.xyz: unknown key. Allowed: batch, batches, betas, "
+        "epochs, gradient_clip, learning_rate, projector_learning_rate, schedule, warmup, "
+        "weight_decay",
     ),
     "unknown metric": (
         ("tasks/signs", {"metric": "exact-match"}),
         "config/tasks/signs.yaml: metric: there is no metric 'exact-match', "
-        "did you mean 'exact_match'? Known: box_iou, exact_match",
+        "did you mean 'exact_match'? Known: " + ", ".join(sorted(modules("metrics"))),
     ),
     "unknown option of a metric": (
         ("tasks/signs", {"metric": "box_iou", "metric_options": {"gird": 3}}),
         "config/tasks/signs.yaml: metric_options: found {'gird': 3}: there is no option of box_iou "
-        "'gird', did you mean 'grid'? Known: grid, threshold",
+        "'gird', did you mean 'grid'? Known: grid, square, threshold",
     ),
     "option of another type": (
         ("tasks/signs", {"metric": "box_iou", "metric_options": {"grid": "16"}}),
@@ -161,10 +163,9 @@ WRONG = {
         "call it otherwise",
     ),
     "batch that cannot be reached": (
-        ("methods/lora", {"training__batch": 10}),
-        "config/methods/lora.yaml: training.batch: 10 cannot be reached with 1 ranks and "
-        "micro_batch 4 (config/models/tiny.yaml); micro_batch x ranks x accumulation must give it "
-        "exactly. Nearest: 8",
+        ("models/tiny", {"resources__ranks": 3}),
+        "config/methods/lora.yaml: training.batch: 8 cannot be shared by 3 ranks; nearest: 9 "
+        "(resources of config/models/tiny.yaml)",
     ),
     "key that stands twice": (
         ("small", "title: a\nseeds: [0]\ntitle: b\n"),
@@ -222,11 +223,52 @@ def test_broken_yaml_is_refused_with_its_place(workplace):
     assert 'in "config/small.yaml", line 2' in refusal()
 
 
-def test_micro_batch_adapts_to_many_ranks(workplace):
+@pytest.mark.parametrize(
+    ("batch", "ranks", "micro"),
+    [(8, 1, 4), (8, 2, 4), (8, 4, 2), (8, 8, 1), (12, 2, 3), (14, 2, 1)],
+)
+def test_micro_batches_reach_the_global_batch_exactly(workplace, batch, ranks, micro):
+    assert load(Model, "tiny").micro_batch_of(batch, ranks) == micro  # the config says 4
+
+
+def test_a_batch_of_its_own_for_a_task(workplace):
+    workplace.change("methods/lora", training__batches={"signs": 6})
+    lora, stage = load(Method, "lora"), Stage.parse("three/tiny/lora/seed-0/count/signs")
+    assert method_of(stage).training.batch == lora.of("tiny", ("signs",)).training.batch == 6
+    assert method_of(stage.parent).training.batch == 8
+    assert lora.of("tiny", ("count", "signs")).training.batch == 8  # learnt jointly
     workplace.change("models/tiny", resources__ranks=4)
-    plan("small")  # batch 8 = micro-batch 2 x 4 ranks
-    workplace.change("methods/lora", training__batch=6)
-    assert "6 cannot be reached with 4 ranks and micro_batch 4" in refusal()
+    assert "training.batch: 6 cannot be shared by 4 ranks; nearest: 8" in refusal()
+
+
+def test_a_method_is_another_for_a_model(workplace):
+    stage = Stage.parse("three/tiny/lora/seed-0/signs")
+    before = stage_fingerprint(stage)
+    workplace.change("methods/lora", models={"other": {"train_projector": True}})
+    assert stage_fingerprint(stage) == before
+    own = {"name": "lora", "rank": 2, "alpha": 4}
+    workplace.change("methods/lora", models={"tiny": {"adapter": own}})
+    assert method_of(stage).adapter.rank == 2
+    assert stage_fingerprint(stage) != before
+    workplace.change("methods/lora", models={"tiny": {"adapter": own | {"rank": -1}}})
+    assert "models.tiny.adapter.lora.rank: Input should be greater than 0" in refusal()
+
+
+def test_what_a_study_measures_must_be_there(workplace):
+    workplace.change("small", measures=["metric", "as-published"])
+    assert (
+        "config/small.yaml: measures: 'as-published' needs `as_published` in config/" in refusal()
+    )
+    workplace.change("small", measures=["metric", "a-judge"])
+    assert "config/small.yaml: measures: there is no judge 'a-judge'" in refusal()
+    workplace.change("small", measures=["metric"], evaluation__generation="as-published")
+    assert "config/models/tiny.yaml: how the released scripts have it answer" in refusal()
+
+
+def test_an_evaluation_is_called_by_what_decides_its_answers():
+    assert Evaluation(batch=3).name == "test"
+    other = Evaluation(batch=1, split="validation", sample=40, generation="as-published")
+    assert other.name == "validation-40-as-published"
 
 
 def test_a_benchmark_is_derived_from_another(workplace):

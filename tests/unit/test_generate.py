@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from palimpsest import models
-from palimpsest.config import Method, Model, Task, load
+from palimpsest.config import Evaluation, Method, Model, Task, load
 from palimpsest.data.example import characters
 from palimpsest.evaluation import generate
 from palimpsest.evaluation.generate import SCHEMA, answer, evaluate, load_stage
 from palimpsest.evaluation.score import score_cell
 from palimpsest.files import read_json
 from palimpsest.models import checkpoint
-from palimpsest.study import stage_fingerprint
+from palimpsest.study import Manner, scorer, stage_fingerprint
 from palimpsest.tasks import Examples, open_task
 from workspace import TASKS, change, entered, stage_of, train
 
@@ -38,6 +38,9 @@ def root(tmp_path_factory):
 def lmm(root, request):
     """The model as a stage left it."""
     return load_stage(stage_of("reading", request.param), RESULTS)
+
+
+SHORT = Manner("choice", {}, 8)
 
 
 class Asked:
@@ -64,12 +67,12 @@ def questions():
 
 def test_answers_do_not_depend_on_the_batch_or_the_order(lmm):
     asked = questions()
-    reference, _ = answer(lmm, Asked(asked), 8, batch=1)
+    reference, _ = answer(lmm, Asked(asked), SHORT, batch=1)
     assert [row["id"] for row in reference] == [e.id for e in asked]
     assert len({row["prediction"] for row in reference}) > 3  # the model looks and reads
     for batch in (7, 64):
-        assert answer(lmm, Asked(asked), 8, batch)[0] == reference
-    backwards, _ = answer(lmm, Asked(asked[::-1]), 8, 64)
+        assert answer(lmm, Asked(asked), SHORT, batch)[0] == reference
+    backwards, _ = answer(lmm, Asked(asked[::-1]), SHORT, 64)
     assert backwards == reference[::-1]
 
 
@@ -81,12 +84,12 @@ def test_answers_look_at_the_picture_that_belongs_to_the_question(root):
     pictures = [e.image for e in questions() if e.image is not None][:20]
     asked = [replace(questions()[0], id=str(n), image=p) for n, p in enumerate(pictures)]
     forth, back = (
-        [row["prediction"] for row in answer(base, Asked(examples), 8, 64)[0]]
+        [row["prediction"] for row in answer(base, Asked(examples), SHORT, 64)[0]]
         for examples in (asked, asked[::-1])
     )
     assert len(set(forth)) > 3
     assert back == forth[::-1]
-    alone, _ = answer(base, Asked(asked[7:8]), 8, 64)
+    alone, _ = answer(base, Asked(asked[7:8]), SHORT, 64)
     assert alone[0]["prediction"] == forth[7]
 
 
@@ -97,6 +100,7 @@ class Scripted:
 
     def __init__(self, rows):
         self.rows, self.module = rows, self
+        self.config = load(Model, "tiny")
         self.device = torch.device("cpu")
 
     def encode_prompt(self, example):
@@ -120,7 +124,7 @@ class Scripted:
 def test_rows_stop_at_their_own_end():
     asked = [e for e in questions() if e.id.startswith("demo-counting")][:4]
     scripted = Scripted([[7, 2, 0, 0], [7, 8, 9, 7], [2, 0, 0, 0], [7, 8, 9, 2]])
-    rows, _ = answer(scripted, Asked(asked), 4, batch=4)
+    rows, _ = answer(scripted, Asked(asked), replace(SHORT, max_new_tokens=4), batch=4)
     longest_first = sorted(range(4), key=lambda i: -characters(asked[i]))
     found = [rows[i] for i in longest_first]
     assert [row["prediction"] for row in found] == ["7", "7 8 9 7", "", "7 8 9"]
@@ -136,7 +140,9 @@ def test_rows_stop_at_their_own_end():
 def test_the_cost_is_counted():
     asked = questions()
     lengths = [len(e.turns[0].question) for e in asked]
-    _, counters = answer(Scripted([[2]] * 16), Asked(asked), 1, batch=16)
+    _, counters = answer(
+        Scripted([[2]] * 16), Asked(asked), replace(SHORT, max_new_tokens=1), batch=16
+    )
     assert counters["questions"] == len(asked) == 60
     assert counters["pictures_decoded"] == 48
     assert counters["prompt_tokens"] == sum(lengths)
@@ -160,9 +166,9 @@ def test_merged_or_not_the_answers_are_the_same(root):
     checkpoint.load(apart, stage.directory(RESULTS), model, method, adapter)
     apart.module.eval()
     asked = Asked(questions())
-    assert answer(merged, asked, 8, 64)[0] == answer(apart, asked, 8, 64)[0]
+    assert answer(merged, asked, SHORT, 64)[0] == answer(apart, asked, SHORT, 64)[0]
     base = load_stage(stage_of("base"), RESULTS)
-    assert answer(merged, asked, 8, 64)[0] != answer(base, asked, 8, 64)[0]
+    assert answer(merged, asked, SHORT, 64)[0] != answer(base, asked, SHORT, 64)[0]
 
 
 @pytest.mark.parametrize(("lineage", "method"), [("base", "lora"), ("reading", "moelora")])
@@ -171,20 +177,21 @@ def test_a_stage_is_evaluated_and_scored(root, lineage, method, monkeypatch):
     monkeypatch.setattr(
         generate, "load_stage", lambda *args: loads.append(args) or load_stage(*args)
     )
-    evaluate(stage, ["reading", "choice"], RESULTS, "test", 64)
+    evaluate(stage, ["reading", "choice"], RESULTS, Evaluation(batch=64))
     assert len(loads) == 1  # one model for all cells
     for task in ("reading", "choice"):
-        cell = stage.cell(RESULTS, task)
+        cell = stage.cell(RESULTS, "test", task)
         table = pq.read_table(cell / "predictions.parquet")
         assert table.schema.equals(SCHEMA)
         about = json.loads(table.schema.metadata[b"palimpsest"])
         assert about["stage_fingerprint"] == stage_fingerprint(stage)
-        assert (about["split"], about["questions"]) == ("test", 20)
+        assert (about["evaluation"], about["questions"]) == ("test", 20)
         assert table["id"].to_pylist() == open_task(RESULTS, task, "test").ids
         assert max(table["num_tokens"].to_pylist()) <= load(Task, task).max_new_tokens
         examples = open_task(RESULTS, task, "test")
-        score_cell(cell, load(Task, task), examples, stage_fingerprint(stage))
-        assert read_json(cell / "scores.json")["n"] == 20
+        by = scorer("tiny", task, "metric")
+        score_cell(cell, "metric", by, ".*", examples, stage_fingerprint(stage))
+        assert read_json(cell / "metric" / "scores.json")["n"] == 20
 
 
 def test_a_stage_of_another_config_is_not_evaluated(root):
@@ -194,8 +201,8 @@ def test_a_stage_of_another_config_is_not_evaluated(root):
     try:
         change(root, "methods/moelora", adapter=adapter)
         with pytest.raises(ValueError, match=r"method\.adapter\.alpha: was 8\.0, is 9\.0"):
-            evaluate(stage, ["counting"], RESULTS, "test", 64)
+            evaluate(stage, ["counting"], RESULTS, Evaluation(batch=64))
     finally:
         (root / "config/methods/moelora.yaml").write_bytes(before)
         change(root, "methods/moelora")
-    assert not stage.cell(RESULTS, "counting").exists()
+    assert not stage.cell(RESULTS, "test", "counting").exists()

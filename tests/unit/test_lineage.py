@@ -120,9 +120,9 @@ def test_places_below_results():
     place = root / "stages/coin/llava/lora/seed-3/a/b"
     assert stage.directory(root) == place / "stage"
     assert stage.resume(root) == place / "resume"
-    assert stage.cell(root, "a") == place / "cells/a"
+    assert stage.cell(root, "test", "a") == place / "cells/test/a"
     base = Stage("coin", "llava", Lineage())
-    assert base.cell(root, "a") == root / "stages/coin/llava/base/cells/a"
+    assert base.cell(root, "test", "a") == root / "stages/coin/llava/base/cells/test/a"
 
 
 @pytest.mark.parametrize(

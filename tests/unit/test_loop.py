@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from palimpsest.config import Training
+from palimpsest.config import Model, Training
 from palimpsest.models.lmm import IGNORE
+from palimpsest.training import engine
 from palimpsest.training.loop import AnswerLoss, schedule
 from tiny import tiny_batch, tiny_llava
 
@@ -107,3 +108,19 @@ def test_constant():
 def test_one_step():
     assert factors(1) == [1]
     assert factors(1, warmup=0.05) == [1]
+
+
+def test_the_projector_may_have_a_rate_of_its_own():
+    lmm = tiny_llava()
+    lmm.requires_grad_(False)
+    for name in ("model.multi_modal_projector", "lm_head"):
+        lmm.get_submodule(name).requires_grad_(True)
+    model = Model.model_construct(projector="model.multi_modal_projector")
+    together = engine._trained(AnswerLoss(lmm), model, None)
+    rest, projector = engine._trained(AnswerLoss(lmm), model, 3e-5)
+    assert len(together) == 5
+    assert [p.shape for p in rest["params"]] == [lmm.lm_head.weight.shape]
+    assert "lr" not in rest
+    assert projector["lr"] == 3e-5
+    own = list(lmm.model.multi_modal_projector.parameters())
+    assert all(a is b for a, b in zip(projector["params"], own, strict=True))

@@ -58,16 +58,22 @@ def predict(cell, predictions, fingerprint=OURS, references=ANSWERS):
     pq.write_table(table, cell / "predictions.parquet")
 
 
+def scored(cell, task, examples):
+    """Score a cell by the task's metric."""
+    by = (task.metric, task.metric_options)
+    score_cell(cell, "metric", by, task.answer_format, examples, OURS)
+
+
 def test_scores_of_a_cell(cell, task, dataset):
     predict(cell, [("a", "KLMN."), ("b", "unanswerable"), ("c", "XYZ"), ("d", " ABC")])
-    score_cell(cell, task, Shards(dataset, "test"), OURS)
-    assert pq.read_table(cell / "outcomes.parquet").to_pylist() == [
+    scored(cell, task, Shards(dataset, "test"))
+    assert pq.read_table(cell / "metric/outcomes.parquet").to_pylist() == [
         {"id": "d", "score": 1.0, "right_kind": True},
         {"id": "b", "score": 0.0, "right_kind": False},
         {"id": "a", "score": 1.0, "right_kind": False},  # the full stop
         {"id": "c", "score": 0.0, "right_kind": True},
     ]
-    assert read_json(cell / "scores.json") == {
+    assert read_json(cell / "metric/scores.json") == {
         "task": "signs",
         "metric": "exact_match",
         "version": "1",
@@ -82,8 +88,10 @@ def test_scoring_again_gives_the_same_files(cell, task, dataset):
     predict(cell, ANSWERS.items())
     files = []
     for _ in range(2):
-        score_cell(cell, task, Shards(dataset, "test"), OURS)
-        files.append([(cell / f).read_bytes() for f in ("outcomes.parquet", "scores.json")])
+        scored(cell, task, Shards(dataset, "test"))
+        files.append(
+            [(cell / f).read_bytes() for f in ("metric/outcomes.parquet", "metric/scores.json")]
+        )
     assert files[0] == files[1]
 
 
@@ -91,16 +99,16 @@ def test_a_metric_gets_its_options_and_its_example(workplace, cell, dataset):
     workplace.change("tasks/signs", metric="box_iou", metric_options={"grid": 16})
     boxes = {"d": "[4,4,12,12]", "b": "[0,0,1,1]", "a": "none", "c": "[4,4,12,11]"}
     predict(cell, boxes.items())
-    score_cell(cell, load(Task, "signs"), Shards(dataset, "test"), OURS)
-    assert read_json(cell / "scores.json")["value"] == 50.0
+    scored(cell, load(Task, "signs"), Shards(dataset, "test"))
+    assert read_json(cell / "metric/scores.json")["value"] == 50.0
 
 
 def refused(cell, task, dataset, message):
     """Assert that scoring is refused, and that no score is written."""
     with pytest.raises(ValueError, match=message):
-        score_cell(cell, task, Shards(dataset, "test"), OURS)
-    assert not (cell / "scores.json").exists()
-    assert not (cell / "outcomes.parquet").exists()
+        scored(cell, task, Shards(dataset, "test"))
+    assert not (cell / "metric/scores.json").exists()
+    assert not (cell / "metric/outcomes.parquet").exists()
 
 
 @pytest.mark.parametrize(
@@ -154,11 +162,11 @@ def test_a_metric_that_fails_names_the_example_and_leaves_no_old_score(workplace
     write_dataset(tmp_path / "signs", {"train": [], "test": [boxless]}, {})
     predict(cell, [("a", "[0,0,1,1]")], references={"a": "[0,0,1,1]"})
     examples = Shards(tmp_path / "signs", "test")
-    score_cell(cell, load(Task, "signs"), examples, OURS)
+    scored(cell, load(Task, "signs"), examples)
     workplace.change("tasks/signs", metric="box_iou")
     with pytest.raises(ValueError, match="example 'a': box_iou: needs a box"):
-        score_cell(cell, load(Task, "signs"), examples, OURS)
-    assert not (cell / "scores.json").exists()
+        scored(cell, load(Task, "signs"), examples)
+    assert not (cell / "metric/scores.json").exists()
 
 
 def test_chance_is_the_most_frequent_training_answer(task, dataset):

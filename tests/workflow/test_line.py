@@ -178,12 +178,12 @@ def test_bad_files_fail_their_job_alone_and_are_named(copy):
     shutil.rmtree(stage_record(copy, JOINT).parent)
     truncated = copy / "results/data/counting/train/00000.arrow"
     truncated.write_bytes(truncated.read_bytes()[:-100])
-    shutil.rmtree(copy / "results/stages/three/tiny/base/cells/reading")
+    shutil.rmtree(copy / "results/stages/three/tiny/base/cells/test/reading")
     changed = copy / "results/data/reading/test/00000.arrow"
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 1
     changed.write_bytes(content)
-    cell = f"results/stages/{MOELORA}/choice/cells/counting"
+    cell = f"results/stages/{MOELORA}/choice/cells/test/counting"
     rename_ids(copy / cell / "predictions.parquet")
 
     found = snakemake(copy)
@@ -211,10 +211,10 @@ def test_a_job_a_cell_gives_the_same_scores(finished, copy):
     change(copy, "tiny", evaluation__fan_out="cell")
     cells = {f"{s} on {task}" for s in EVALUATED for task in ("choice", "reading", "counting")}
     assert planned(copy) == DONE | of_stages(cells, "evaluate", "score")
-    cell = f"results/stages/{REPLAY}/choice/cells/reading"
+    cell = f"results/stages/{REPLAY}/choice/cells/test/reading"
     one = {f"{REPLAY}/choice on reading"}
-    assert succeed(copy, f"{cell}/scores.json").jobs == of_stages(one, "evaluate", "score")
-    for name in ("scores.json", "outcomes.parquet", "predictions.parquet"):
+    assert succeed(copy, f"{cell}/metric/scores.json").jobs == of_stages(one, "evaluate", "score")
+    for name in ("metric/scores.json", "metric/outcomes.parquet", "predictions.parquet"):
         same = (copy / cell / name).read_bytes() == (finished / cell / name).read_bytes()
         assert same or name == "predictions.parquet"  # it holds the seconds that it took
 
@@ -261,7 +261,7 @@ def test_a_new_version_of_a_metric_scores_without_generating(copy):
     metric.write_text(old.replace('VERSION = "1"', 'VERSION = "2"'))
     assert metric.read_text() != old
     assert planned(copy) == DONE | CHANCE | of_stages(EVALUATED, "score")
-    scores = "results/stages/three/tiny/base/cells/choice/scores.json"
+    scores = "results/stages/three/tiny/base/cells/test/choice/metric/scores.json"
     assert succeed(copy, scores).jobs == {"score three/tiny/base"}
     assert json.loads((copy / scores).read_text())["version"] == "2"
 
@@ -280,16 +280,18 @@ def test_a_stage_of_another_config_is_refused_and_kept(copy):
 
 def test_recipes_for_a_part(finished, copy):
     """Those of docs/cluster.md: what each of them would run."""
-    stage, cell = f"{REPLAY}/choice/reading", f"results/stages/{REPLAY}/choice/reading/cells/choice"
+    stage = f"{REPLAY}/choice/reading"
+    cell = f"results/stages/{stage}/cells/test/choice"
     assert planned(finished, "-f", record_of(stage)) == of_stages([stage], "train")
     assert planned(finished, "-f", f"{cell}/predictions.parquet") == of_stages([stage], "evaluate")
     assert planned(finished, "-R", "score") == DONE | of_stages(EVALUATED, "score")
-    assert planned(finished, "-R", f"{cell}/scores.json") == DONE | of_stages([stage], "score")
+    scores = f"{cell}/metric/scores.json"
+    assert planned(finished, "-R", scores) == DONE | of_stages([stage], "score")
     shutil.rmtree(copy / "results" / "stages" / MOELORA)
     targets = run(copy, "palimpsest", "targets", "tiny", "--method", "moelora", "--task", "choice")
     stages = [f"{MOELORA}/{lineage}" for lineage in LINEAGES]
     assert targets.text.splitlines() == [
-        f"results/stages/{stage}/cells/choice/scores.json" for stage in stages
+        f"results/stages/{stage}/cells/test/choice/metric/scores.json" for stage in stages
     ]
     jobs = planned(copy, *targets.text.split())
     assert jobs == of_stages(stages, "train", "evaluate", "score")

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from palimpsest import __version__
-from palimpsest.config import Model, Task, load
+from palimpsest.config import AS_PUBLISHED, METRIC, Evaluation, Model, Task, load
 from palimpsest.files import write_json
 from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
 from palimpsest.slurm import seconds_left
-from palimpsest.study import CONFIG, RESULTS, stage_fingerprint
+from palimpsest.study import CONFIG, RESULTS, scorer, stage_fingerprint
 
 # Each command imports what it needs when it runs: help and plans must not wait for torch.
 
@@ -31,9 +31,20 @@ def convert(args: argparse.Namespace) -> None:
         source=task.source,
         prompt=task.prompt,
         about={"task_fingerprint": task.fingerprint, "licence": task.licence},
+        most_rejected=task.most_rejected,
         out=RESULTS / "data" / args.task,
         root=RESULTS / "downloads",
     )
+
+
+def assemble(args: argparse.Namespace) -> None:
+    """put a model's weights together from the parts that were published"""
+    from importlib import import_module
+
+    model = load(Model, args.model)
+    parts = {role: RESULTS / "downloads" / name for role, name in (model.parts or {}).items()}
+    family = import_module(f"palimpsest.models.families.{model.family}")
+    family.assemble(parts, Path(model.weights))
 
 
 def chance(args: argparse.Namespace) -> None:
@@ -70,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> None:
     _set_threads(args.stage)
     from palimpsest.evaluation.generate import evaluate
 
-    evaluate(args.stage, args.tasks, RESULTS, args.split, args.batch)
+    evaluate(args.stage, args.tasks, RESULTS, _evaluation(args))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -78,9 +89,14 @@ def score(args: argparse.Namespace) -> None:
     from palimpsest.evaluation.score import score_cell
     from palimpsest.tasks import open_task
 
+    evaluation, fingerprint = _evaluation(args), stage_fingerprint(args.stage)
     for task in args.tasks:
-        cell, examples = args.stage.cell(RESULTS, task), open_task(RESULTS, task, args.split)
-        score_cell(cell, load(Task, task, CONFIG), examples, stage_fingerprint(args.stage))
+        cell = args.stage.cell(RESULTS, evaluation.name, task)
+        examples = open_task(RESULTS, task, evaluation.split, evaluation.sample)
+        answer_format = load(Task, task, CONFIG).answer_format
+        for measure in args.measures:
+            by = scorer(args.stage.model, task, measure)
+            score_cell(cell, measure, by, answer_format, examples, fingerprint)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -143,14 +159,15 @@ def parser() -> argparse.ArgumentParser:
     command(targets, "study", "--method", "--seed", "--task", "--stages")
     command(status, "study", "--failed")
     command(convert, "task")
+    command(assemble, "model")
     command(chance, "task", "--split")
     pretraining = command(pretrain)
     pretraining.add_argument("out", type=Path, help="directory of the base model to be made")
     pretraining.add_argument("--seed", type=int, default=0)
     pretraining.add_argument("--minutes", type=float, help="stop after this time")
     command(train, "stage")
-    command(evaluate, "stage", "--tasks", "--split", "--batch")
-    command(score, "stage", "--tasks", "--split")
+    command(evaluate, "stage", "--tasks", "--split", "--sample", "--generation", "--batch")
+    command(score, "stage", "--tasks", "--split", "--sample", "--generation", "--measures")
     command(report, "study")
     command(show, "study")
     return top
@@ -159,12 +176,25 @@ def parser() -> argparse.ArgumentParser:
 ARGUMENTS = {
     "study": {"help": "config/<study>.yaml"},
     "task": {"help": "config/tasks/<task>.yaml"},
+    "model": {"help": "config/models/<model>.yaml"},
     "stage": {
         "type": Stage.parse,
         "help": "its path below results/stages/: benchmark/model/method/seed-0/lineage",
     },
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
     "--split": {"default": "test", "help": "split of the questions (default: test)"},
+    "--sample": {"type": int, "help": "only so many examples of a task, drawn from the split"},
+    "--generation": {
+        "default": "consistent",
+        "choices": ["consistent", AS_PUBLISHED],
+        "help": "how answers are made: as the model was trained, or as released scripts do it",
+    },
+    "--measures": {
+        "nargs": "+",
+        "default": [METRIC],
+        "choices": [METRIC, AS_PUBLISHED],
+        "help": "by the task's metric, or by the one that follows the released scorer",
+    },
     "--method": {"help": "only this method"},
     "--seed": {"type": int, "help": "only this seed"},
     "--task": {"help": "only cells of this task"},
@@ -172,6 +202,12 @@ ARGUMENTS = {
     "--failed": {"action": "store_true", "help": "only what failed, and how its logs end"},
     "--batch": {"type": int, "default": 64, "help": "questions answered together (default: 64)"},
 }
+
+
+def _evaluation(args: argparse.Namespace) -> Evaluation:
+    """Return what a command says of how cells are computed."""
+    named = {name: value for name, value in vars(args).items() if name in Evaluation.model_fields}
+    return Evaluation(**{"batch": 1} | named)
 
 
 def _set_threads(stage: Stage) -> None:

@@ -126,9 +126,9 @@ class Stage:
         """Return the directory from which a killed stage goes on; no rule declares it."""
         return root / "stages" / self.path / "resume"
 
-    def cell(self, root: Path, task: str) -> Path:
-        """Return the directory of the stage's evaluation on one task."""
-        return root / "stages" / self.path / "cells" / task
+    def cell(self, root: Path, evaluation: str, task: str) -> Path:
+        """Return the directory of one of the stage's evaluations on one task."""
+        return root / "stages" / self.path / "cells" / evaluation / task
 
     def __str__(self) -> str:
         return self.path

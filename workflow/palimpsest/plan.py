@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest import slurm
-from palimpsest.config import Method, Model, Resources, Task, load
+from palimpsest.config import Model, Resources, Task, load
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
 from palimpsest.report.costs import clock, hours
 from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
-from palimpsest.study import CONFIG, RESULTS, Experiment, Plan, known_in
+from palimpsest.study import CONFIG, RESULTS, Experiment, Plan, known_in, method_of
 
 BOUND = (
     "  ≤ is a bound and no estimate: every stage takes all `minutes` of its model's config.\n"
@@ -69,7 +69,7 @@ def describe(plan: Plan) -> str:
     done = {s: read_json(_record(s)) for s in plan.trained if _record(s).exists()}
     left = [stage for stage in plan.trained if stage not in done]
     cells = plan.cells
-    scored = [1 for stage, task in cells if (stage.cell(RESULTS, task) / "scores.json").exists()]
+    scored = [1 for stage, task in cells if plan.is_scored(stage, task)]
     total, to_do, shared = len(plan.trained), len(left), named - len(plan.trained)
     lines = [
         f"{plan.name}: {plan.study.title}",
@@ -110,7 +110,7 @@ def targets(
     ]
     if stages:
         return list(dict.fromkeys(_record(stage) for stage, _ in chosen if stage.parent))
-    return [stage.cell(RESULTS, of) / "scores.json" for stage, of in chosen]
+    return list(chain(*(plan.scores(stage, of) for stage, of in chosen)))
 
 
 def view(plan: Plan) -> StudyView:
@@ -208,7 +208,7 @@ def _samples(stages: Iterable[Stage]) -> int | None:
         if not all(manifest.exists() for manifest in manifests):
             return None
         examples = sum(read_json(m)["splits"]["train"]["examples"] for m in manifests)
-        total += round(examples * load(Method, stage.method, CONFIG).training.epochs)
+        total += round(examples * method_of(stage).training.epochs)
     return total
 
 

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from palimpsest.config import Benchmark, Method, Model, Study, T, Task, check_named, load
+from palimpsest.config import (
+    AS_PUBLISHED,
+    METRIC,
+    Benchmark,
+    Judge,
+    Method,
+    Model,
+    Study,
+    T,
+    Task,
+    check_named,
+    load,
+)
 from palimpsest.files import fingerprint, read_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.refusal import ConfigError, one_of
@@ -33,10 +46,13 @@ class Experiment:
     order: str
     seed: int | None
     stages: tuple[Stage, ...]  # rows of the matrix; the base comes first where it is row 0
+    only_learnt: bool = False  # whether tasks that are still to come are not evaluated
 
     def cells(self, stage: Stage, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the tasks that one of its stages is evaluated on: all, or just its own."""
-        return stage.lineage.last if self.protocol == "direct" else tasks
+        """Return the tasks that one of its stages is evaluated on: all, or those it has learnt."""
+        if self.protocol == "direct" or (self.only_learnt and stage.parent):
+            return stage.lineage.learnt
+        return tasks
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,18 @@ class Plan:
         found = ((s, t) for e in self.experiments for s in e.stages for t in e.cells(s, self.tasks))
         return tuple(dict.fromkeys(found))
 
+    def cell(self, stage: Stage, task: str) -> Path:
+        """Return the directory of a cell, as the study evaluates it."""
+        return stage.cell(RESULTS, self.study.evaluation.name, task)
+
+    def scores(self, stage: Stage, task: str) -> list[Path]:
+        """Return the scores of a cell, one file a measure."""
+        return [self.cell(stage, task) / name / "scores.json" for name in self.study.measures]
+
+    def is_scored(self, stage: Stage, task: str) -> bool:
+        """Return whether a cell has been scored by every measure."""
+        return all(path.exists() for path in self.scores(stage, task))
+
     @cached_property
     def ahead(self) -> dict[Stage, int]:
         """How many tasks are learnt from each stage on, along the longest lineage through it."""
@@ -98,6 +126,7 @@ def plan(name: str) -> Plan:
         known_in(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
         _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
+    _check_evaluation(where, study, benchmark)
     methods = dict.fromkeys(study.methods, f"{where}: methods")
     for key, reference in study.references.items():
         _check_reference(f"{where}: references.{key}", key, study, benchmark)
@@ -107,7 +136,7 @@ def plan(name: str) -> Plan:
         model = _load_named(Model, model_name, f"{where}: models")
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
-            _check_batch(model_name, model, method_name, method)
+            _check_batches(model_name, model, method_name, method, benchmark.tasks)
     return Plan(name, study, tuple(_experiments(study)))
 
 
@@ -121,11 +150,59 @@ def identity(stage: Stage) -> dict[str, Any]:
         "lineage": str(stage.lineage),
         "seed": stage.seed,
         "model": model.science(),
-        "method": load(Method, stage.method, CONFIG).science(),
+        "method": method_of(stage).science(),
         "benchmark": load(Benchmark, stage.benchmark, CONFIG).science(),
         "tasks": {task: load(Task, task, CONFIG).science() for task in stage.lineage.last},
         "parent": stage_fingerprint(stage.parent),
     }
+
+
+def method_of(stage: Stage) -> Method:
+    """Return the method of a stage, as it is for its model and its last step."""
+    return load(Method, stage.method, CONFIG).of(stage.model, stage.lineage.last)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a model answers the questions of one task; `of_model` are keys of its config."""
+
+    task: str
+    of_model: dict[str, Any]
+    max_new_tokens: int
+    drop_first: bool = False  # the first character of every answer is thrown away
+
+
+def manner_of(model_name: str, task: str, generation: str) -> Manner:
+    """Return how a model answers a task: as it was trained, or as released scripts have it answer.
+
+    ConfigError if the model's `as_published` gives no length for the task.
+    """
+    model = load(Model, model_name, CONFIG)
+    trained = {"chat": model.chat, "pictures": model.pictures}
+    if generation != AS_PUBLISHED:
+        return Manner(task, trained, load(Task, task, CONFIG).max_new_tokens)
+    published = model.as_published
+    lengths = [n for names, n in published.max_new_tokens.items() if fnmatch(task, names)]
+    if not lengths:
+        raise ConfigError(
+            f"{CONFIG}/models/{model_name}.yaml: as_published.max_new_tokens: no line fits task "
+            f"{task!r}"
+        )
+    if published.chat:
+        trained["chat"] = published.chat
+    if any(fnmatch(task, names) for names in published.crop):
+        trained["pictures"] = "crop"
+    return Manner(task, trained, lengths[0], published.drop_first)
+
+
+def scorer(model: str, task: str, measure: str) -> tuple[str, dict[str, Any]]:
+    """Return the metric, with its options, by which a measure scores the answers of a model."""
+    config = load(Task, task, CONFIG)
+    if measure == METRIC:
+        return config.metric, config.metric_options
+    published = load(Model, model, CONFIG).as_published
+    own = published.metrics.items() if published else ()
+    return next((m for names, m in own if fnmatch(task, names)), config.as_published), {}
 
 
 def stage_fingerprint(stage: Stage) -> str:
@@ -188,7 +265,7 @@ def _experiments(study: Study) -> Iterator[Experiment]:
                     )
                     yield Experiment(
                         method, title, "sequential", study.benchmark, model, method,
-                        order, seed, (base, *stages),
+                        order, seed, (base, *stages), study.evaluation.cells == "learnt",
                     )  # fmt: skip
 
 
@@ -219,18 +296,42 @@ def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -
             )
 
 
-def _check_batch(model_name: str, model: Model, method_name: str, method: Method) -> None:
-    """ConfigError if micro-batch x ranks x accumulation cannot reach the global batch."""
-    batch, ranks = method.training.batch, model.resources.world_size
-    micro = min(model.micro_batch, max(1, batch // ranks))
-    if batch % (micro * ranks):
-        reachable = max(1, round(batch / (micro * ranks))) * micro * ranks
-        raise ConfigError(
-            f"{CONFIG}/methods/{method_name}.yaml: training.batch: {batch} cannot be reached with "
-            f"{ranks} ranks and micro_batch {model.micro_batch} "
-            f"({CONFIG}/models/{model_name}.yaml); micro_batch x ranks x accumulation must give "
-            f"it exactly. Nearest: {reachable}"
-        )
+def _check_evaluation(where: str, study: Study, benchmark: Benchmark) -> None:
+    """ConfigError if a measure of a study, or the way that answers are made, is not to be had."""
+    for measure in study.measures:
+        if measure == AS_PUBLISHED:
+            for task in benchmark.tasks:
+                if load(Task, task, CONFIG).as_published is None:
+                    raise ConfigError(
+                        f"{where}: measures: {measure!r} needs `as_published` in "
+                        f"{CONFIG}/tasks/{task}.yaml: the metric that follows the released scorer"
+                    )
+        elif measure != METRIC:
+            _load_named(Judge, measure, f"{where}: measures")
+    if study.evaluation.generation == AS_PUBLISHED:
+        for model in study.models:
+            if _load_named(Model, model, f"{where}: models").as_published is None:
+                raise ConfigError(
+                    f"{where}: evaluation.generation: {AS_PUBLISHED!r} needs `as_published` in "
+                    f"{CONFIG}/models/{model}.yaml: how the released scripts have it answer"
+                )
+            for task in benchmark.tasks:
+                manner_of(model, task, AS_PUBLISHED)
+
+
+def _check_batches(
+    model_name: str, model: Model, method_name: str, method: Method, tasks: tuple[str, ...]
+) -> None:
+    """ConfigError if micro-batch x ranks x accumulation cannot reach a global batch."""
+    for step in (tasks, *((task,) for task in tasks)):
+        try:
+            batch = method.of(model_name, step).training.batch
+            model.micro_batch_of(batch, model.resources.world_size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{CONFIG}/methods/{method_name}.yaml: training.batch: {error} "
+                f"(resources of {CONFIG}/models/{model_name}.yaml)"
+            ) from None
 
 
 def _load_named(kind: type[T], name: str, where: str) -> T:

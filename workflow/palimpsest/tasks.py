@@ -1,4 +1,4 @@
-"""Tasks as a benchmark shows them: the examples of their shards, with blanked pictures or not."""
+"""Tasks as a benchmark shows them: all or some of their examples, with blanked pictures or not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,25 @@ from palimpsest.study import CONFIG
 
 
 class Examples(Sequence):
-    """The examples of one split of several tasks, one task after another."""
+    """Examples of one split of several tasks, one task after another.
 
-    def __init__(self, results: Path, benchmark: str, tasks: Sequence[str], split: str) -> None:
-        self.parts = [open_task(results, task, split) for task in tasks]
-        self.blank = load(Benchmark, benchmark, CONFIG).pictures == "blank"
+    Of each task there are `sample` examples, or all; of the training split the benchmark's
+    fraction.
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        benchmark: str,
+        tasks: Sequence[str],
+        split: str,
+        sample: int | None = None,
+    ) -> None:
+        shown = load(Benchmark, benchmark, CONFIG)
+        self.parts = [open_task(results, task, split, sample) for task in tasks]
+        if split == "train" and shown.fraction:
+            self.parts = [part.sample(round(shown.fraction * len(part))) for part in self.parts]
+        self.blank = shown.pictures == "blank"
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -38,12 +52,15 @@ class Examples(Sequence):
         return [characters(e) for part in self.parts for e in part.without_pictures()]
 
 
-def open_task(results: Path, task: str, split: str) -> Shards:
-    """Open a split of a task's shards; ValueError if they were converted with another config."""
+def open_task(results: Path, task: str, split: str, sample: int | None = None) -> Shards:
+    """Open a split of a task's shards, or a sample of so many examples.
+
+    ValueError if they were converted with another config.
+    """
     shards = Shards(results / "data" / task, split)
     if shards.manifest["task_fingerprint"] != load(Task, task, CONFIG).fingerprint:
         raise ValueError(
             f"{shards.dataset}: was converted with another config than {CONFIG}/tasks/{task}.yaml "
             f"has now; remove {shards.dataset} to convert it anew"
         )
-    return shards
+    return shards.sample(sample) if sample else shards

@@ -6,8 +6,9 @@ dropped silently. Twelve test examples are written beside the shards for the rep
 
 from __future__ import annotations
 
-import hashlib
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from palimpsest.data.example import Example, Rejected
+from palimpsest.data.example import Example, Rejected, lot
 from palimpsest.data.shards import write_dataset
-from palimpsest.files import whole_file
+from palimpsest.files import sha256, whole_file
 
 GALLERY_SIZE = 12
+SHOWN = 5  # rejected records in a message
 NEEDED = ("train", "test")
 GALLERY_SCHEMA = pa.schema(
     [
@@ -43,15 +45,19 @@ def convert(
     source: dict[str, Any],
     prompt: str,
     about: dict[str, Any],
+    most_rejected: float,
     out: Path,
     root: Path,
 ) -> dict[str, Any]:
     """Write the dataset of a task to `out` and return its manifest.
 
     `reader` is a module of `data/readers`, which reads `source` below `root`; `prompt` is the
-    task's template; `about` (fingerprint, licence) goes into the manifest with task and source.
+    task's template; `about` (fingerprint, licence) goes into the manifest with task, source and
+    the publisher's files. `most_rejected` is the share of a split's records that may be no
+    examples.
 
-    ValueError if the source has no train or no test split, or a split without a good example.
+    ValueError if the source has no train or no test split, a split has no good example or too many
+    records that are none, or a file is missing or damaged.
     """
     module = import_module(f"palimpsest.data.readers.{reader}")
     names = module.splits(source, root)
@@ -61,16 +67,19 @@ def convert(
             f"there is: {', '.join(names) or 'none'}"
         )
 
+    files = module.files(source)
+
     def records(split: str) -> Iterator[Record]:
+        where = str(root / files[split]) if split in files else f"{reader} {split}"
         read = module.read(source, split, root)
         read = tqdm(read, desc=f"{task} {split}", unit=" examples", disable=None)
-        checked = _checked(read, f"{reader} {split}", prompt)
+        checked = _checked(read, where, prompt, most_rejected)
         return _with_gallery(checked, out / "gallery.parquet") if split == "test" else checked
 
     manifest = write_dataset(
         out,
         {split: records(split) for split in names},
-        {"task": task, **about, "source": source},
+        {"task": task, **about, "source": source, "files": _known_by(files, root)},
     )
     for split, entry in manifest["splits"].items():
         print(f"{task} {split}: {entry['examples']} examples, {len(entry['rejected'])} rejected")
@@ -106,24 +115,55 @@ def _fault_of_picture(image: bytes, size: tuple[int, int] | None) -> str | None:
     return None
 
 
-def _checked(records: Iterator[Record], where: str, prompt: str) -> Iterator[Record]:
+def _known_by(files: dict[str, str], root: Path) -> dict[str, dict[str, Any]]:
+    """Return size and checksum of the publisher's files."""
+    if missing := [str(root / file) for file in files.values() if not (root / file).is_file()]:
+        raise ValueError(f"missing: {', '.join(missing)}; `palimpsest check` says how to get them")
+    return {
+        name: {"file": file, "bytes": (root / file).stat().st_size, "sha256": sha256(root / file)}
+        for name, file in files.items()
+    }
+
+
+def _checked(
+    records: Iterator[Record], where: str, prompt: str, most_rejected: float
+) -> Iterator[Record]:
     """Yield good examples with their prompt, and every other record as rejected.
 
     The line of a record that is rejected here is its number among those that the reader gave.
     """
-    accepted, first = 0, None
+    ids: set[str] = set()
+    rejected: list[Rejected] = []
     for number, record in enumerate(records, start=1):
         if isinstance(record, Example):
-            if (wrong := fault(record)) is None:
-                accepted += 1
+            wrong = fault(record) or ("an earlier record has this id" if record.id in ids else None)
+            if wrong is None:
+                ids.add(record.id)
                 yield record.with_prompt(prompt)
                 continue
             record = Rejected(where, number, f"example {record.id!r}: {wrong}")
-        first = first or record
+        rejected.append(record)
         yield record
-    if not accepted:
-        why = f"; the first: {first.file}:{first.line}: {first.reason}" if first else ""
+    if not ids:
+        why = f"; the first: {_line(rejected[0])}" if rejected else ""
         raise ValueError(f"{where}: not one good example{why}")
+    if (share := len(rejected) / (len(ids) + len(rejected))) > most_rejected:
+        raise ValueError(
+            f"{where}: {len(rejected)} of {len(ids) + len(rejected)} records ({share:.1%}) are no "
+            f"good examples; most_rejected of the task allows {most_rejected:.1%}.\n"
+            f"{_summary(rejected)}"
+        )
+
+
+def _summary(rejected: list[Rejected]) -> str:
+    """Count the reasons, taking those for one that differ in names and numbers, and show a few."""
+    counts = Counter(re.sub(r"'.*'|\".*\"|/\S+|[\d.]+", "…", r.reason) for r in rejected)
+    reasons = [f"  {count} x {reason}" for reason, count in counts.most_common()]
+    return "\n".join([*reasons, "The first:", *(f"  {_line(r)}" for r in rejected[:SHOWN])])
+
+
+def _line(record: Rejected) -> str:
+    return f"{record.file}:{record.line}: {record.reason}"
 
 
 def _with_gallery(records: Iterator[Record], path: Path) -> Iterator[Record]:
@@ -134,7 +174,7 @@ def _with_gallery(records: Iterator[Record], path: Path) -> Iterator[Record]:
     shown: list[Example] = []
     for record in records:
         if isinstance(record, Example):
-            shown = sorted([*shown, record], key=lambda e: hashlib.sha256(e.id.encode()).digest())
+            shown = sorted([*shown, record], key=lambda e: lot(e.id))
             del shown[GALLERY_SIZE:]
         yield record
     rows = [

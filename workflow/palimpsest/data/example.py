@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -49,6 +50,11 @@ class Rejected:
 def characters(example: Example) -> int:
     """Return the length of an example's conversation, a stand-in for its number of tokens."""
     return sum(len(t.question) + len(t.answer) for t in example.turns)
+
+
+def lot(id: str) -> bytes:
+    """Return the lot of an example when some are drawn from a split: the lowest ones are."""
+    return hashlib.sha256(id.encode()).digest()
 
 
 def blanked(example: Example) -> Example:

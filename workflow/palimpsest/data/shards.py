@@ -7,14 +7,15 @@ written last: without a manifest there is no dataset.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from palimpsest.data.example import Example, Rejected, Turn
+from palimpsest.data.example import Example, Rejected, Turn, lot
 from palimpsest.files import read_json, sha256, whole_file, write_json
 
 SCHEMA_VERSION = 1
@@ -49,25 +50,36 @@ class Shards:
             raise ValueError(f"{dataset}/manifest.json: no split {split!r}; there is: {known}")
         tables = [_open(dataset, shard) for shard in splits[split]["shards"]]
         self.table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        self.rows: Sequence[int] = range(self.table.num_rows)
+
+    def sample(self, count: int) -> Shards:
+        """Return these shards with only so many of their examples, in the order of the split.
+
+        They are those whose ids have the smallest hashes: the same on every machine, and a larger
+        sample holds the smaller ones.
+        """
+        sampled = copy(self)
+        lots = [lot(id) for id in self.ids]
+        chosen = sorted(range(len(self)), key=lots.__getitem__)[:count]
+        sampled.rows = [self.rows[i] for i in sorted(chosen)]
+        return sampled
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return to_example({name: self.table[name][index].as_py() for name in SCHEMA.names})
-
-    def __iter__(self) -> Iterator[Example]:
-        for batch in self.table.to_batches(max_chunksize=BATCH_ROWS):
-            yield from map(to_example, batch.to_pylist())
+        row = self.rows[index]
+        return to_example({name: self.table[name][row].as_py() for name in SCHEMA.names})
 
     @property
     def ids(self) -> list[str]:
         """The ids in order, without reading a picture."""
-        return self.table["id"].to_pylist()
+        return self.table["id"].take(list(self.rows)).to_pylist()
 
     def without_pictures(self) -> Iterator[Example]:
         """The examples in order with no image, and without reading one."""
-        for batch in self.table.drop_columns("image").to_batches(max_chunksize=BATCH_ROWS):
+        table = self.table.drop_columns("image").take(list(self.rows))
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 yield to_example({**row, "image": None})
 

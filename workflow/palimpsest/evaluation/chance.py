@@ -20,7 +20,8 @@ def chance(task: Task, dataset: Path, split: str) -> dict[str, Any]:
     """
     answers = Counter(e.turns[-1].answer for e in Shards(dataset, "train").without_pictures())
     answer = min(answers, key=lambda a: (-answers[a], a))
-    scores = [score_one(answer, e, task) for e in Shards(dataset, split).without_pictures()]
+    scorer = (task.metric, task.metric_options)
+    scores = [score_one(answer, e, scorer) for e in Shards(dataset, split).without_pictures()]
     return {
         "task": dataset.name,
         "answer": answer,

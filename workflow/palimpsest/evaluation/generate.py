@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from palimpsest.config import Method, Model, Task, load
+from palimpsest.config import Evaluation, Model, load
 from palimpsest.data.example import Example
 from palimpsest.files import whole_file
 from palimpsest.lineage import Stage
@@ -22,7 +22,14 @@ from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import LMM
 from palimpsest.provenance import commit
-from palimpsest.study import CONFIG, check_record, stage_fingerprint
+from palimpsest.study import (
+    CONFIG,
+    Manner,
+    check_record,
+    manner_of,
+    method_of,
+    stage_fingerprint,
+)
 from palimpsest.tasks import Examples
 
 SCHEMA = pa.schema(
@@ -37,7 +44,7 @@ SCHEMA = pa.schema(
 )
 
 
-def evaluate(stage: Stage, tasks: Sequence[str], results: Path, split: str, batch: int) -> None:
+def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Evaluation) -> None:
     """Answer every question of the given cells and write the predictions of each.
 
     Errors: ValueError if the stage or the shards belong to another config.
@@ -46,16 +53,17 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, split: str, batc
     lmm = load_stage(stage, results)
     print(f"{stage}: loaded in {time.monotonic() - begun:.1f} s", flush=True)
     for task in tasks:
-        examples = Examples(results, stage.benchmark, [task], split)
+        examples = Examples(results, stage.benchmark, [task], evaluation.split, evaluation.sample)
         examples.verify()
-        rows, counters = answer(lmm, examples, load(Task, task, CONFIG).max_new_tokens, batch, task)
+        manner = manner_of(stage.model, task, evaluation.generation)
+        rows, counters = answer(lmm, examples, manner, evaluation.batch)
         about = {
             "stage_fingerprint": stage_fingerprint(stage),
-            "split": split,
+            "evaluation": evaluation.name,
             "commit": commit(),
             **counters,
         }
-        path = stage.cell(results, task) / "predictions.parquet"
+        path = stage.cell(results, evaluation.name, task) / "predictions.parquet"
         schema = SCHEMA.with_metadata({"palimpsest": json.dumps(about)})
         with whole_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(rows, schema), partial)
@@ -75,7 +83,7 @@ def load_stage(stage: Stage, results: Path) -> LMM:
     if stage.method is not None:
         directory = stage.directory(results)
         check_record(directory / "stage.json", stage)
-        method = load(Method, stage.method, CONFIG)
+        method = method_of(stage)
         adapter = checkpoint.attach(lmm, model, method)
         checkpoint.load(lmm, directory, model, method, adapter)
         if adapter.mergeable:
@@ -86,25 +94,26 @@ def load_stage(stage: Stage, results: Path) -> LMM:
 
 @torch.inference_mode()
 def answer(
-    lmm: LMM, examples: Examples, max_new_tokens: int, batch: int, name: str = ""
+    lmm: LMM, examples: Examples, manner: Manner, batch: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Answer questions greedily, prompts of similar length together; rows in the given order.
 
     The counters say what it cost: questions, pictures decoded, prompt tokens, padding, seconds.
     """
     begun = time.monotonic()
+    lmm.config = lmm.config.model_copy(update=manner.of_model)
     lengths = examples.characters()
     order = sorted(range(len(examples)), key=lambda i: -lengths[i])  # the longest show it fits
     rows: dict[int, dict[str, Any]] = {}
     counters = Counter(questions=len(order))
-    with tqdm(total=len(order), desc=name, unit="question", disable=None) as bar:
+    with tqdm(total=len(order), desc=manner.task, unit="question", disable=None) as bar:
         for start in range(0, len(order), batch):
             asked = {i: examples[i] for i in order[start : start + batch]}
             prompts = [lmm.encode_prompt(example) for example in asked.values()]
             inputs = lmm.collate(prompts, "left")
-            answers = _generate(lmm, inputs, max_new_tokens)
+            answers = _generate(lmm, inputs, manner.max_new_tokens)
             for (i, example), tokens in zip(asked.items(), answers, strict=True):
-                rows[i] = _row(lmm, example, tokens)
+                rows[i] = _row(lmm, example, tokens, manner)
             counters["pictures_decoded"] += sum(bool(p.pictures) for p in prompts)
             counters["prompt_tokens"] += int(inputs["attention_mask"].sum())
             counters["padded_tokens"] += int((inputs["attention_mask"] == 0).sum())
@@ -128,11 +137,12 @@ def _generate(lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int) ->
     return [row[: row.index(lmm.end_id) + 1] if lmm.end_id in row else row for row in new]
 
 
-def _row(lmm: LMM, example: Example, tokens: list[int]) -> dict[str, Any]:
+def _row(lmm: LMM, example: Example, tokens: list[int], manner: Manner) -> dict[str, Any]:
+    text = lmm.decode(tokens)
     return {
         "id": example.id,
         "prompt": example.turns[-1].question,
-        "prediction": lmm.decode(tokens),
+        "prediction": text[1:] if manner.drop_first else text.strip(),
         "references": list(example.references),
         "num_tokens": len(tokens),
         "stop_reason": "end" if tokens[-1:] == [lmm.end_id] else "length",

@@ -1,10 +1,10 @@
 """Predictions -> outcomes and scores of a cell. Needs no model, so that rescoring is free.
 
     predictions.parquet   id, prompt, prediction, references, num_tokens, stop_reason
-    outcomes.parquet      id, score (0 to 1), right_kind
-    scores.json           task, metric, version, value (percent), n, right_kind (percent), …
+    <measure>/outcomes.parquet      id, score (0 to 1), right_kind
+    <measure>/scores.json           task, metric, version, value (percent), n, right_kind (percent)
 
-All have the ids of the split; the outcomes are in its order.
+All have the ids of the split, or of the sample that was evaluated; the outcomes are in its order.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from palimpsest.config import Task
 from palimpsest.data.example import Example
 from palimpsest.data.shards import Shards
 from palimpsest.files import whole_file, write_json
@@ -26,34 +26,42 @@ from palimpsest.metrics import Scored, metric
 METADATA = b"palimpsest"  # key of the JSON that says what a Parquet file belongs to
 COLUMNS = ["id", "prediction", "references"]  # of the predictions: what scoring reads
 
+Scorer = tuple[str, dict[str, Any]]  # a metric's name and its options
 
-def score_cell(cell: Path, task: Task, examples: Shards, stage_fingerprint: str) -> None:
-    """Write `outcomes.parquet`, in the order of the split, and then `scores.json`.
 
-    `cell` is `…/cells/<task>`; `examples` are the split that was answered. ValueError names the
-    cell or its file if the predictions are of a stage with another fingerprint, or not of exactly
-    these examples.
+def score_cell(
+    cell: Path,
+    measure: str,
+    scorer: Scorer,
+    answer_format: str,
+    examples: Shards,
+    stage_fingerprint: str,
+) -> None:
+    """Score a cell by a measure: `outcomes.parquet`, in the order of the split, and `scores.json`.
+
+    `cell` is `…/cells/<evaluation>/<task>`; `examples` are those that were asked; an answer that
+    matches `answer_format` in full is of the right kind. ValueError names the cell or its file if
+    the predictions are of a stage with another fingerprint, or not of exactly these examples.
     """
-    predictions = _read_predictions(cell, stage_fingerprint, examples)
-    (cell / "scores.json").unlink(missing_ok=True)  # never beside outcomes of another scoring
+    predictions = read_predictions(cell, stage_fingerprint, examples)
+    (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
     outcomes = []
     for example in examples.without_pictures():
         prediction = predictions[example.id]
         outcomes.append(
             {
                 "id": example.id,
-                "score": score_one(prediction, example, task),
-                "right_kind": re.fullmatch(task.answer_format, prediction.strip()) is not None,
+                "score": score_one(prediction, example, scorer),
+                "right_kind": re.fullmatch(answer_format, prediction.strip()) is not None,
             }
         )
-    with whole_file(cell / "outcomes.parquet") as partial:
-        pq.write_table(pa.Table.from_pylist(outcomes), partial)
-    write_json(
-        cell / "scores.json",
+    write_scores(
+        cell / measure,
+        outcomes,
         {
             "task": cell.name,
-            "metric": task.metric,
-            "version": metric(task.metric).VERSION,
+            "metric": scorer[0],
+            "version": metric(scorer[0]).VERSION,
             "value": percent([o["score"] for o in outcomes]),
             "n": len(outcomes),
             "right_kind": percent([o["right_kind"] for o in outcomes]),
@@ -62,11 +70,20 @@ def score_cell(cell: Path, task: Task, examples: Shards, stage_fingerprint: str)
     )
 
 
-def score_one(prediction: str, example: Example, task: Task) -> float:
-    """Return a prediction's score by the task's metric; ValueError names the example."""
+def write_scores(out: Path, outcomes: list[dict[str, Any]], scores: dict[str, Any]) -> None:
+    """Write the outcomes of a cell's examples and then its scores, which never stand alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "outcomes.parquet") as partial:
+        pq.write_table(pa.Table.from_pylist(outcomes), partial)
+    write_json(out / "scores.json", scores)
+
+
+def score_one(prediction: str, example: Example, scorer: Scorer) -> float:
+    """Return a prediction's score by a metric with its options; ValueError names the example."""
     scored = Scored(example.references, example.choices, example.box, example.image_size)
+    name, options = scorer
     try:
-        return metric(task.metric).score(prediction, scored, **task.metric_options)
+        return metric(name).score(prediction, scored, **options)
     except ValueError as error:
         raise ValueError(f"example {example.id!r}: {error}") from None
 
@@ -76,7 +93,7 @@ def percent(values: list[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
-def _read_predictions(cell: Path, stage_fingerprint: str, examples: Shards) -> dict[str, str]:
+def read_predictions(cell: Path, stage_fingerprint: str, examples: Shards) -> dict[str, str]:
     """Return the predictions by example id, once they are known to belong here."""
     path = cell / "predictions.parquet"
     try:
@@ -117,7 +134,7 @@ def _check_ids(path: Path, found: list[str], expected: list[str]) -> None:
 
 def _check_references(path: Path, found: dict[str, list[str]], examples: Shards) -> None:
     """Same ids, other answers: the data was converted anew after the predictions were made."""
-    references = zip(examples.ids, examples.table["references"].to_pylist(), strict=True)
+    references = ((e.id, list(e.references)) for e in examples.without_pictures())
     if other := {id for id, expected in references if found[id] != expected}:
         raise ValueError(
             f"{path}: {len(other)} examples have other references now ({_first(other)}); the data "

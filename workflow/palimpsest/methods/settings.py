@@ -5,6 +5,7 @@ A part named `moelora` has its settings here and its work in `methods/moelora.py
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,10 +65,18 @@ class Training(Settings):
     """How a stage is optimised; the global batch is reached exactly, on any number of ranks."""
 
     batch: int = Field(gt=0)  # examples a step, over all ranks
+    batches: dict[str, int] | None = None  # others for tasks learnt alone, by shell patterns
     epochs: float = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    projector_learning_rate: float | None = Field(None, gt=0)  # where the projector has its own
     schedule: Literal["cosine", "constant"]
     warmup: float = Field(0.0, ge=0, lt=1)  # share of the steps
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float = Field(1.0, gt=0)  # global norm
+
+    def of(self, tasks: tuple[str, ...]) -> Training:
+        """Return the settings of a step that learns some tasks: `batch` is theirs."""
+        batches = (self.batches or {}).items() if len(tasks) == 1 else ()
+        own = next((batch for names, batch in batches if fnmatch(tasks[0], names)), self.batch)
+        return self.model_copy(update={"batch": own, "batches": None})

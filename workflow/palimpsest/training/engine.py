@@ -39,7 +39,7 @@ class World:
 def join(model: Model, batch: int) -> World:
     """Join the job's ranks; a process that `launch` did not start is a world of its own.
 
-    Errors: ValueError if micro-batch x ranks x accumulation does not give the global batch.
+    Errors: ValueError if micro-batch x ranks x accumulation cannot give the global batch.
     """
     on_gpu = torch.cuda.is_available()
     # The compiled shared-memory kernel needs a C++ compiler on the machine; gloo does not.
@@ -53,12 +53,7 @@ def join(model: Model, batch: int) -> World:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
-    micro = min(model.micro_batch, max(1, batch // size))
-    if batch % (micro * size):
-        raise ValueError(
-            f"a global batch of {batch} cannot be reached by {size} ranks with micro-batches of "
-            f"{micro}; change micro_batch or the number of ranks of the model's config"
-        )
+    micro = model.micro_batch_of(batch, size)
     return World(rank, size, torch.device(device), micro, batch // (micro * size))
 
 
@@ -67,9 +62,8 @@ def start(
 ) -> Engine:
     """Shard a module and its optimiser over the ranks as the model's config asks for."""
     training = method.training
-    trained = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        trained,
+        _trained(module, model, training.projector_learning_rate),
         lr=training.learning_rate,
         betas=training.betas,
         weight_decay=training.weight_decay,
@@ -90,6 +84,16 @@ def start(
         dist_init_required=False,
     )
     return engine
+
+
+def _trained(module: nn.Module, model: Model, projector_rate: float | None) -> list:
+    """Return what the optimiser is to change: the projector apart where it has its own rate."""
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    if projector_rate is None:
+        return list(trained.values())
+    of_projector = [n for n in trained if f".{model.projector}." in n]
+    own = {"params": [trained.pop(name) for name in of_projector], "lr": projector_rate}
+    return [{"params": list(trained.values())}, own]
 
 
 def gather(module: nn.Module, zero_stage: int) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import IGNORE, LMM, Encoded
 from palimpsest.provenance import commit, versions
-from palimpsest.study import CONFIG, check_record, identity, stage_fingerprint
+from palimpsest.study import CONFIG, check_record, identity, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
 from palimpsest.training import engine as zero
 from palimpsest.training import loop, memory, order
@@ -51,7 +51,7 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
         print(f"{out}: already trained with this config")
         return 0
     stopped = _stop_signal(seconds_left)
-    model, method = load(Model, stage.model, CONFIG), load(Method, stage.method, CONFIG)
+    model, method = load(Model, stage.model, CONFIG), method_of(stage)
     torch.set_num_threads(model.resources.threads)
     try:
         return _StageRun(stage, results, model, method, attempts).run(stopped)

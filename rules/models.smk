@@ -1,0 +1,41 @@
+# Weights that are no one's published file: put together from published parts, or trained.
+PARTS = {name: load(Model, name).parts for name in STUDY.study.models}
+ASSEMBLED = [name for name, parts in PARTS.items() if parts]
+
+
+def weights(wildcards):
+    """The weights of a stage's model, if they are made here."""
+    name = Stage.parse(wildcards.stage).model
+    return f"results/models/{name}/config.json" if name in ASSEMBLED else []
+
+
+# Published parts -> one directory that a model is loaded from.
+rule assemble:
+    input:
+        lambda wildcards: expand(DOWNLOAD, download=PARTS[wildcards.model].values()),
+    output:
+        "results/models/{model}/config.json",
+    log:
+        "results/logs/models/{model}.log",
+    wildcard_constraints:
+        model="|".join(ASSEMBLED) or "no model",
+    resources:
+        mem_mb=lambda wildcards: load(Model, wildcards.model).resources.memory_mb,
+        runtime=120,
+    message:
+        "assemble {wildcards.model}"
+    shell:
+        "palimpsest assemble {wildcards.model} > {log} 2>&1"
+
+
+# The demo's base from nothing; it is shipped, so nothing asks for this but you.
+rule pretrain:
+    output:
+        directory("results/models/demo-llava"),
+    log:
+        "results/logs/models/demo-llava.log",
+    threads: 2
+    message:
+        "pretrain the demo's base, about an hour; progress in {log}"
+    shell:
+        "palimpsest pretrain {output} > {log} 2>&1"
