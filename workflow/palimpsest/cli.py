@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from palimpsest import __version__
-from palimpsest.config import AS_PUBLISHED, METRIC, Evaluation, Model, Task, load
+from palimpsest.config import AS_PUBLISHED, METRIC, Evaluation, Judge, Model, Task, load
 from palimpsest.files import write_json
 from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
@@ -99,6 +99,31 @@ def score(args: argparse.Namespace) -> None:
             score_cell(cell, measure, by, answer_format, examples, fingerprint)
 
 
+def judge(args: argparse.Namespace) -> None:
+    """have a language model rate the predictions of a stage's cells"""
+    from palimpsest.judging.judge import judge_cells
+    from palimpsest.tasks import open_task
+
+    evaluation = _evaluation(args)
+    cells = [
+        (
+            args.stage.cell(RESULTS, evaluation.name, task),
+            load(Task, task, CONFIG),
+            open_task(RESULTS, task, evaluation.split, evaluation.sample),
+        )
+        for task in args.tasks
+    ]
+    judge, fingerprint = load(Judge, args.judge, CONFIG), stage_fingerprint(args.stage)
+    judge_cells(cells, args.judge, judge, fingerprint, RESULTS, args.sbatch)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """serve the model of a judge, as long as it is asked"""
+    from palimpsest.judging.serving import serve
+
+    serve(args.judge, load(Judge, args.judge, CONFIG), RESULTS)
+
+
 def report(args: argparse.Namespace) -> None:
     """make tables, figures and the page of a study from its scores"""
     from palimpsest.plan import view
@@ -168,6 +193,8 @@ def parser() -> argparse.ArgumentParser:
     command(train, "stage")
     command(evaluate, "stage", "--tasks", "--split", "--sample", "--generation", "--batch")
     command(score, "stage", "--tasks", "--split", "--sample", "--generation", "--measures")
+    command(judge, "stage", "--judge", "--tasks", "--split", "--sample", "--generation", "--sbatch")
+    command(serve, "judge")
     command(report, "study")
     command(show, "study")
     return top
@@ -181,6 +208,9 @@ ARGUMENTS = {
         "type": Stage.parse,
         "help": "its path below results/stages/: benchmark/model/method/seed-0/lineage",
     },
+    "judge": {"help": "config/judges/<judge>.yaml"},
+    "--judge": {"required": True, "help": "config/judges/<judge>.yaml"},
+    "--sbatch": {"default": "", "help": "options of sbatch for the job of the judge's server"},
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
     "--split": {"default": "test", "help": "split of the questions (default: test)"},
     "--sample": {"type": int, "help": "only so many examples of a task, drawn from the split"},

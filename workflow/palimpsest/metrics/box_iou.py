@@ -18,11 +18,19 @@ NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
 Box = tuple[float, float, float, float]
 
 
-def score(prediction: str, example: Scored, *, grid: float = 1, threshold: float = 0.5) -> float:
+def score(
+    prediction: str,
+    example: Scored,
+    *,
+    grid: float = 1,
+    square: bool = False,
+    threshold: float = 0.5,
+) -> float:
     """Return 1.0 if the IoU with `example.box` is above the threshold, else 0.0.
 
     `grid` is what the answer gives the picture's width and its height: a number x of the answer
     lies at x / grid * width pixels. With 1 answers are relative, with 1000 in thousandths.
+    `square` is for answers on the picture padded to a square, half of the padding on either side.
 
     ValueError if the example has no box, or one without an area, or no image size.
     """
@@ -35,9 +43,12 @@ def score(prediction: str, example: Scored, *, grid: float = 1, threshold: float
     numbers = [float(n) / grid for n in NUMBER.findall(prediction)[:4]]
     if len(numbers) < 4:
         return 0.0
+    side_x, side_y = (max(width, height),) * 2 if square else (width, height)
+    left, top = (side_x - width) / 2, (side_y - height) / 2  # of padding
     x0, y0, x1, y1 = numbers
     answered = (
-        min(x0, x1) * width, min(y0, y1) * height, max(x0, x1) * width, max(y0, y1) * height,
+        min(x0, x1) * side_x - left, min(y0, y1) * side_y - top,
+        max(x0, x1) * side_x - left, max(y0, y1) * side_y - top,
     )  # fmt: skip
     return float(iou(answered, example.box) > threshold)
 

@@ -1,0 +1,92 @@
+"""The cases of coin_cases.yaml and the tables that show them.
+
+`python tests/unit/coin_cases.py` writes the tables of docs/metrics.md anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from palimpsest.metrics import Scored
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs/metrics.md"
+MARK = "<!-- Below: written by `python tests/unit/coin_cases.py` from coin_cases.yaml. -->\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prediction; `scores` are the published scorer's and the corrected one's."""
+
+    quirk: str
+    prediction: str
+    example: Scored
+    scores: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The two scorers of a task; `options` are the corrected one's."""
+
+    title: str
+    published: str
+    corrected: str
+    options: dict[str, Any]
+    cases: tuple[Case, ...]
+
+
+def sections() -> list[Section]:
+    return [_section(**raw) for raw in yaml.safe_load((HERE / "coin_cases.yaml").read_text())]
+
+
+def tables() -> str:
+    """Return what stands below the mark in docs/metrics.md."""
+    return "\n".join(line for section in sections() for line in _table(section))
+
+
+def _section(example: dict, cases: list[dict], **names) -> Section:
+    made = [_case(example, **raw) for raw in cases]
+    return Section(cases=tuple(made), **names)
+
+
+def _case(
+    base: dict, quirk: str, prediction: str, scores: list, example: dict | None = None
+) -> Case:
+    scored = {name: tuple(value) for name, value in (base | (example or {})).items()}
+    return Case(quirk, prediction, Scored(**scored), tuple(scores))
+
+
+def _table(section: Section) -> list[str]:
+    options = f" with {json.dumps(section.options)}" if section.options else ""
+    choices = section.cases[0].example.choices
+    offered = f" The choices are {', '.join(choices)}." if choices else ""
+    return [
+        f"\n### {section.title}\n",
+        f"As published `{section.published}`, corrected `{section.corrected}`{options}.{offered}\n",
+        "| quirk | prediction | reference | as published | corrected |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {' | '.join(_row(case))} |" for case in section.cases),
+    ]
+
+
+def _row(case: Case) -> list[str]:
+    prediction = f"`{json.dumps(case.prediction, ensure_ascii=False)}`"
+    return [case.quirk, prediction, _reference(case.example), *(f"{s:g}" for s in case.scores)]
+
+
+def _reference(example: Scored) -> str:
+    times = Counter(example.references)
+    answers = [f"{n} × `{answer}`" if n > 1 else f"`{answer}`" for answer, n in times.items()]
+    picture = "{} × {}".format(*example.image_size) if example.image_size else ""
+    return ", ".join(answers) + (f" in {picture}" if picture else "")
+
+
+if __name__ == "__main__":
+    text = DOCS.read_text()
+    DOCS.write_text(text[: text.index(MARK)] + MARK + tables() + "\n")
