@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from palimpsest.attempts import Attempts
-from palimpsest.config import AS_PUBLISHED, METRIC, Model, Task, load
+from palimpsest.config import AS_PUBLISHED, METRIC, Download, Judge, JudgeResources, Model, Task, load
 from palimpsest.files import fingerprint
 from palimpsest.launch import DECIDED, job_resources
 from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue

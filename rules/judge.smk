@@ -1,7 +1,6 @@
 # A language model rates predictions: a rule of its own, so that a judge can be added later. What
 # was ever asked is kept in results/judgements/, and a judge's server is started by the first job
 # that asks it (workflow/palimpsest/judging/serving.py).
-from palimpsest.config import Judge, JudgeResources
 from palimpsest.judging import parsing
 
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]

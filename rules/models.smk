@@ -9,10 +9,16 @@ def weights(wildcards):
     return f"results/models/{name}/config.json" if name in ASSEMBLED else []
 
 
+def parts_of(model):
+    """The downloads in which the parts of a model's weights are."""
+    names = {part.split("/")[0] for part in PARTS[model].values()}
+    return sorted(DOWNLOAD.format(download=name) for name in names)
+
+
 # Published parts -> one directory that a model is loaded from.
 rule assemble:
     input:
-        lambda wildcards: expand(DOWNLOAD, download=PARTS[wildcards.model].values()),
+        lambda wildcards: parts_of(wildcards.model),
     output:
         "results/models/{model}/config.json",
     log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import sys
@@ -36,18 +37,20 @@ def publisher(monkeypatch):
     splits = {"train": [good(n) for n in range(5)], "test": [good(n) for n in range(30)]}
     module = ModuleType("palimpsest.data.readers.publisher")
     module.splits = lambda source, root: tuple(splits)
+    module.files = lambda source: {}
     module.read = lambda source, split, root: iter(splits[split])
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return splits
 
 
-def run(tmp_path):
+def run(tmp_path, most_rejected=0.75):
     return convert(
         "signs",
         reader="publisher",
         source={"file": "signs.json"},
         prompt="{question}\nOne letter.",
         about={"task_fingerprint": "f" * 16, "licence": "CC0-1.0"},
+        most_rejected=most_rejected,
         out=tmp_path / "data" / "signs",
         root=tmp_path,
     )
@@ -163,7 +166,6 @@ def test_a_jpeg_is_as_good(tmp_path):
             [replace(good(3), references=()), good(4).with_prompt("")],
             r"not one good example; the first: publisher train:1: example '003': there is no ref",
         ),
-        ([good(1), good(1)], "signs/train: example id '001' occurs twice"),
     ],
 )
 def test_a_split_that_cannot_be_used_is_refused(tmp_path, publisher, train, message):
@@ -171,6 +173,63 @@ def test_a_split_that_cannot_be_used_is_refused(tmp_path, publisher, train, mess
     with pytest.raises(ValueError, match=message):
         run(tmp_path)
     assert not (tmp_path / "data" / "signs" / "manifest.json").exists()
+
+
+def test_an_id_that_occurs_before_is_left_out(tmp_path, publisher):
+    publisher["train"] = [good(1), good(2), good(1), good(1)]
+    manifest = run(tmp_path)
+    assert manifest["splits"]["train"]["examples"] == 2
+    assert manifest["splits"]["train"]["rejected"] == [
+        {
+            "file": "publisher train",
+            "line": line,
+            "reason": "example '001': an earlier record has this id",
+        }
+        for line in (3, 4)
+    ]
+
+
+@pytest.mark.parametrize(("most", "refused"), [(0.4, False), (0.39, True), (0.0, True)])
+def test_too_many_that_are_left_out_are_refused(tmp_path, publisher, most, refused):
+    rejected = [Rejected("a.json", n, f"there is no picture './{n}.jpg'") for n in (7, 8, 9)]
+    empty = replace(good(6), references=())
+    publisher["train"] = [*map(good, range(6)), *rejected, empty]
+    if not refused:
+        assert run(tmp_path, most)["splits"]["train"]["examples"] == 6
+        return
+    with pytest.raises(ValueError, match="4 of 10 records") as error:
+        run(tmp_path, most)
+    assert str(error.value) == (
+        "publisher train: 4 of 10 records (40.0%) are no good examples; most_rejected of the task "
+        f"allows {most:.1%}.\n"
+        "  3 x there is no picture …\n"
+        "  1 x example …: there is no reference, or an empty one\n"
+        "The first:\n"
+        "  a.json:7: there is no picture './7.jpg'\n"
+        "  a.json:8: there is no picture './8.jpg'\n"
+        "  a.json:9: there is no picture './9.jpg'\n"
+        "  publisher train:10: example '006': there is no reference, or an empty one"
+    )
+    assert not (tmp_path / "data" / "signs" / "manifest.json").exists()
+
+
+def test_the_publishers_files_are_known_by_their_checksums(tmp_path, publisher):
+    module = sys.modules["palimpsest.data.readers.publisher"]
+    module.files = lambda source: {"train": "signs/train.json", "test": "signs/test.json"}
+    (tmp_path / "signs").mkdir()
+    (tmp_path / "signs" / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"missing: .*signs/test\.json; `palimpsest check` says"):
+        run(tmp_path)
+    (tmp_path / "signs" / "test.json").write_text("[1]")
+    publisher["train"].append(good(0))
+    manifest = run(tmp_path)
+    assert manifest["files"]["test"] == {
+        "file": "signs/test.json",
+        "bytes": 3,
+        "sha256": hashlib.sha256(b"[1]").hexdigest(),
+    }
+    rejected = manifest["splits"]["train"]["rejected"]
+    assert rejected[0]["file"] == str(tmp_path / "signs" / "train.json")
 
 
 def test_train_and_test_are_needed(tmp_path, publisher):
@@ -186,4 +245,5 @@ def test_train_and_test_are_needed(tmp_path, publisher):
 def test_every_reader_names_its_splits(reader):
     module = import_module(f"palimpsest.data.readers.{reader}")
     assert callable(module.splits)
+    assert callable(module.files)
     assert callable(module.read)

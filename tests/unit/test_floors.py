@@ -19,7 +19,7 @@ FLOORS = [
     | {"slurm", "attempts", "lock", "logs"},
     {"config", "study", "tasks", "launch", "leftovers"},
     {"models", "report"},
-    {"training", "evaluation", "plan", "status"},
+    {"training", "evaluation", "judging", "plan", "status", "check"},
     {"cli"},
 ]
 BESIDE = {
@@ -31,11 +31,14 @@ BESIDE = {
     "study": {"config"},
     "tasks": {"config", "study"},
     "launch": {"config", "study"},
+    "judging": {"evaluation"},
 }
 REPORT_KNOWS = {"report", "files", "lineage"}  # it reads tables: neither models nor data nor config
 LIGHT = ["config", "study", "lineage", "files", "metrics", "plan", "launch", "cli", "tasks"]
 LIGHT += ["data.shards", "data.convert", "evaluation.score", "evaluation.chance", "report"]
-LIGHT += ["slurm", "attempts", "lock", "logs", "leftovers", "status"]
+LIGHT += ["judging.judge", "judging.serving"]
+LIGHT += ["slurm", "attempts", "lock", "logs", "leftovers", "status", "check"]
+LIGHT += ["data.downloads.download", "data.miniatures.coin"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,7 +8,7 @@ from palimpsest.config import Judge
 from palimpsest.files import sha256
 from palimpsest.judging.local import LocalJudge
 from palimpsest.judging.parsing import corrected
-from palimpsest.models.miniatures.judge import SAID, released_miniature
+from palimpsest.models.miniatures.judge import SAID, generate
 
 PROMPTS = [f"Rate the answer {'a' * (n % 7)} {n}, please: {'x' * n}" for n in range(24)]
 
@@ -29,7 +29,7 @@ def judge(path, **settings) -> Judge:
 def weights(tmp_path_factory):
     """The model, in a directory."""
     path = tmp_path_factory.mktemp("judge") / "mini"
-    released_miniature(path)
+    generate(path)
     return path
 
 
@@ -49,8 +49,8 @@ def test_replies_do_not_depend_on_the_batch(weights):
 
 
 def test_the_same_seed_gives_the_same_files(weights, tmp_path):
-    released_miniature(tmp_path / "again")
-    released_miniature(tmp_path / "other", seed=1)
+    generate(tmp_path / "again")
+    generate(tmp_path / "other", seed=1)
     digest = sha256(weights / "model.safetensors")
     assert sha256(tmp_path / "again" / "model.safetensors") == digest
     assert sha256(tmp_path / "other" / "model.safetensors") != digest

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from palimpsest import models
-from palimpsest.config import Model, load
+from palimpsest.config import Chat, Model, load
 from palimpsest.data.example import Example, Turn, black
-from palimpsest.models.lmm import IGNORE
+from palimpsest.models.lmm import IGNORE, conversation, padded
 from workspace import make_workspace
 
 PICTURE = black((64, 64))
@@ -78,7 +82,7 @@ def test_the_prompt_is_how_the_conversation_begins(lmm, turns, image):
     assert set(prompt.labels) == {IGNORE}
     # What is left is the last answer, and all of it is learnt.
     assert whole.labels[length:] == whole.input_ids[length:]
-    assert lmm.decode(whole.input_ids[length:]) == turns[-1].answer
+    assert lmm.decode(whole.input_ids[length:]).strip() == turns[-1].answer
 
 
 def test_a_conversation_is_cut_at_the_maximal_length(lmm):
@@ -130,6 +134,96 @@ def test_padding_changes_no_prediction(lmm):
 
     for side in ("left", "right"):
         assert torch.allclose(last([short], side), last([short, long], side), atol=1e-5)
+
+
+SEEN = 64  # pixels of a side that the tower sees
+LOOKS = {  # where a box in a picture of 192 x 128 pixels is then, in the tower's pixels
+    "pad": lambda x0, y0, x1, y1: [v * SEEN / 192 for v in (x0, y0 + 32, x1, y1 + 32)],
+    "squash": lambda x0, y0, x1, y1: [x0 * 64 / 192, y0 * 64 / 128, x1 * 64 / 192, y1 * 64 / 128],
+    "crop": lambda x0, y0, x1, y1: [x0 / 2 - 16, y0 / 2, x1 / 2 - 16, y1 / 2],
+}
+
+
+def red_in(picture, lmm, pictures):
+    """Return the box of what is red in a picture, in pixels as the tower sees it."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    lmm = replace_config(lmm, pictures=pictures)
+    shown = lmm.encode(example(ASKED, image=buffer.getvalue())).pictures["pixel_values"]
+    assert shown.shape == (1, 3, SEEN, SEEN)
+    rows, columns = torch.nonzero((shown[0, 0] > 0.3) & (shown[0, 1] < -0.3), as_tuple=True)
+    return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+
+
+def replace_config(lmm, **values):
+    """Return the model with another config."""
+    other = copy(lmm)
+    other.config = lmm.config.model_copy(update=values)
+    return other
+
+
+@pytest.fixture(params=["of the demo", "of CLIP"])
+def any_processor(request, lmm):
+    """The model with an image processor that squashes pictures, and with one that crops them."""
+    other = copy(lmm)
+    if request.param == "of CLIP":
+        square = {"height": SEEN, "width": SEEN}
+        other.image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": SEEN}, crop_size=square
+        )
+    return other
+
+
+@pytest.mark.parametrize("pictures", LOOKS)
+def test_a_box_is_where_the_way_of_fitting_pictures_puts_it(any_processor, pictures):
+    lmm = any_processor
+    box = (60, 30, 120, 66)
+    wide = Image.new("RGB", (192, 128), "blue")
+    wide.paste("red", box)
+    assert red_in(wide, lmm, pictures) == pytest.approx(LOOKS[pictures](*box), abs=1)
+    x0, y0, x1, y1 = LOOKS[pictures](*box)
+    tall = wide.transpose(Image.Transpose.TRANSPOSE)
+    assert red_in(tall, lmm, pictures) == pytest.approx([y0, x0, y1, x1], abs=1)
+
+
+def test_pictures_are_fitted_as_the_weights_say_if_the_config_does_not(any_processor):
+    wide = Image.new("RGB", (192, 128), "blue")
+    wide.paste("red", (60, 30, 120, 66))
+    own = "crop" if any_processor.image_processor.do_center_crop else "squash"
+    assert red_in(wide, any_processor, None) == red_in(wide, any_processor, own)
+
+
+@pytest.mark.parametrize("size", [(2, 5), (5, 2)])
+def test_padding_has_the_mean_colour_and_is_rounded_down(size):
+    square = padded(Image.new("RGB", size, "red"), [0.48145466, 0.4578275, 0.40821073])
+    assert square.size == (5, 5)
+    across = [(n, 2) if size == (2, 5) else (2, n) for n in range(5)]
+    grey, red = (122, 116, 104), (255, 0, 0)  # the colour that LLaVA-1.5 pads with
+    assert [square.getpixel(at) for at in across] == [grey, red, red, grey, grey]
+
+
+def test_settings_of_the_image_processor_are_taken_from_the_config(lmm):
+    white = {"image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]}
+    config = lmm.config.model_copy(update={"pictures": white})
+    shown = models.load(config).encode(example(ASKED)).pictures["pixel_values"]
+    assert (shown == -1).all()
+    wrong = lmm.config.model_copy(update={"pictures": {"image_meen": 1}})
+    with pytest.raises(ValueError, match="'image_meen', did you mean 'image_mean'"):
+        models.load(wrong)
+
+
+def test_a_picture_that_does_not_fit_the_maximal_length_is_refused(lmm):
+    with pytest.raises(ValueError, match="e: max_length: 4 tokens end inside the picture"):
+        replace_config(lmm, max_length=4).encode(example(ASKED))
+    text = replace_config(lmm, max_length=4).encode(example(ASKED, image=None))
+    assert len(text.input_ids) == 4
+
+
+def test_a_line_end_before_the_answer_belongs_to_the_prompt():
+    chat = Chat(user="{question}\n", assistant="assistant\n{answer}<end>", image="")
+    text, ((start, end),) = conversation(example(ASKED, image=None), chat)
+    assert text[:start].endswith("assistant\n")
+    assert text[start:end] == "red<end>"
 
 
 def test_missing_weights_are_named(lmm, tmp_path):

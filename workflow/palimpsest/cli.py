@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from palimpsest import __version__
-from palimpsest.config import AS_PUBLISHED, METRIC, Evaluation, Judge, Model, Task, load
+from palimpsest.config import AS_PUBLISHED, METRIC, Download, Evaluation, Judge, Model, Task, load
 from palimpsest.files import write_json
 from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
@@ -18,6 +18,20 @@ from palimpsest.slurm import seconds_left
 from palimpsest.study import CONFIG, RESULTS, scorer, stage_fingerprint
 
 # Each command imports what it needs when it runs: help and plans must not wait for torch.
+
+
+def check(args: argparse.Namespace) -> None:
+    """print which files of a study are there, broken or missing, and how to get them"""
+    from palimpsest.check import check
+
+    print(check(args.name, RESULTS))
+
+
+def download(args: argparse.Namespace) -> None:
+    """fetch what a publisher released; what is there already is not fetched again"""
+    from palimpsest.data.downloads.download import download
+
+    download(args.download, load(Download, args.download), RESULTS / "downloads" / args.download)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -183,6 +197,8 @@ def parser() -> argparse.ArgumentParser:
     command(plan, "study")
     command(targets, "study", "--method", "--seed", "--task", "--stages")
     command(status, "study", "--failed")
+    command(check, "name")
+    command(download, "download")
     command(convert, "task")
     command(assemble, "model")
     command(chance, "task", "--split")
@@ -202,6 +218,8 @@ def parser() -> argparse.ArgumentParser:
 
 ARGUMENTS = {
     "study": {"help": "config/<study>.yaml"},
+    "name": {"help": "of a study (config/<name>.yaml) or a benchmark (config/benchmarks/)"},
+    "download": {"help": "config/downloads/<download>.yaml"},
     "task": {"help": "config/tasks/<task>.yaml"},
     "model": {"help": "config/models/<model>.yaml"},
     "stage": {

@@ -74,11 +74,11 @@ class Shards:
     @property
     def ids(self) -> list[str]:
         """The ids in order, without reading a picture."""
-        return self.table["id"].take(list(self.rows)).to_pylist()
+        return self.table["id"].take(pa.array(self.rows, pa.int64())).to_pylist()
 
     def without_pictures(self) -> Iterator[Example]:
         """The examples in order with no image, and without reading one."""
-        table = self.table.drop_columns("image").take(list(self.rows))
+        table = self.table.drop_columns("image").take(pa.array(self.rows, pa.int64()))
         for batch in table.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 yield to_example({**row, "image": None})

@@ -6,15 +6,23 @@ Shapes: B examples, L tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from palimpsest.config import Chat
+from palimpsest.config import Chat, Model
 from palimpsest.data.example import Example
+from palimpsest.files import sha256
+from palimpsest.refusal import one_of
 
 IGNORE = -100  # label of a token that is not learnt
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class LMM(ABC):
     module: nn.Module
     pad_id: int
     end_id: int
-    image_length: int  # tokens of one picture
+    image_length: int  # tokens of one picture; of a usual one where that depends on the picture
 
     @abstractmethod
     def encode(self, example: Example) -> Encoded:
@@ -51,12 +59,13 @@ class LMM(ABC):
 
     @abstractmethod
     def decode(self, token_ids: list[int]) -> str:
-        """Return generated tokens as text, without special tokens and surrounding blanks."""
+        """Return generated tokens as text, without special tokens."""
 
     def collate(self, encoded: list[Encoded], side: str) -> dict[str, torch.Tensor]:
         """Pad to the longest on one side: input_ids_BL, attention_mask_BL, labels_BL, and the rest.
 
-        Padding goes to the right for training and to the left for generation.
+        Padding goes to the right for training and to the left for generation. Where pictures
+        differ in size or number of tiles, zeros follow the smaller, as processors have it.
         """
         longest = max(len(e.input_ids) for e in encoded)
 
@@ -73,22 +82,141 @@ class LMM(ABC):
         for name in encoded[0].tokens:
             batch[name] = padded_BL([e.tokens[name] for e in encoded], 0)
         for name in dict.fromkeys(name for e in encoded for name in e.pictures):
-            batch[name] = torch.cat([e.pictures[name] for e in encoded if name in e.pictures])
+            batch[name] = _stacked([e.pictures[name] for e in encoded if name in e.pictures])
         return batch
+
+
+@dataclass(frozen=True)
+class Read:
+    """A text as a tokenizer reads it, in which a picture's placeholder has grown to its tokens."""
+
+    input_ids: list[int]
+    offsets: list[tuple[int, int]]  # of each token, in characters of the grown text
+    grown: int  # by so many characters, all of them before the first answer
+    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Conversing(LMM):
+    """An LMM that reads conversations as its config's `chat` writes them.
+
+    Of a family there remains to say how it reads a text and the picture that belongs to it.
+    """
+
+    config: Model
+    tokenizer: PreTrainedTokenizerBase
+
+    @abstractmethod
+    def _read(self, example: Example, text: str) -> Read:
+        """Read a text, and the example's picture at its placeholder in it."""
+
+    def encode(self, example: Example) -> Encoded:
+        """Encode a whole conversation, cut off at the model's maximal length.
+
+        Errors: ValueError if that cuts off a part of the picture.
+        """
+        text, spans = conversation(example, self.config.chat)
+        read, limit = self._read(example, text), self.config.max_length
+        learnt = [(start + read.grown, end + read.grown) for start, end in spans]
+        labels = [
+            token if any(start < last <= end for start, end in learnt) else IGNORE
+            for token, (_, last) in zip(read.input_ids, read.offsets, strict=True)
+        ]
+        if read.pictures and len(labels) > limit:
+            image = self.config.chat.image
+            end = text.index(image) + len(image) + read.grown
+            if read.offsets[limit][0] < end:
+                raise ValueError(
+                    f"{example.id}: max_length: {limit} tokens end inside the picture; give the "
+                    "model's config a larger one, or `pictures` that take fewer tokens"
+                )
+        tokens = {name: values[:limit] for name, values in read.tokens.items()}
+        return Encoded(read.input_ids[:limit], labels[:limit], read.pictures, tokens)
+
+    def encode_prompt(self, example: Example) -> Encoded:
+        """Encode the conversation up to its last answer; it is never cut off."""
+        text, spans = conversation(example, self.config.chat)
+        read = self._read(example, text[: spans[-1][0]])
+        unlearnt = [IGNORE] * len(read.input_ids)
+        return Encoded(read.input_ids, unlearnt, read.pictures, read.tokens)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Return generated tokens as text."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 def conversation(example: Example, chat: Chat) -> tuple[str, list[tuple[int, int]]]:
     """Write an example in a model's chat format.
 
     Returns the text and, for each turn, the span of characters that is learnt: from the end of
-    the prompt (without trailing blanks) to the end of the answer with its end token.
+    the prompt to the end of the answer with its end token. Spaces that end the prompt are learnt,
+    as tokenizers make them a part of the answer's first word.
     """
     text, spans = chat.system, []
     for number, turn in enumerate(example.turns):
         image = chat.image if number == 0 and example.image is not None else ""
         before, after = chat.assistant.split("{answer}")
         text += chat.user.replace("{question}", image + turn.question) + before
-        start = len(text.rstrip())
+        start = len(text.rstrip(" "))
         text += turn.answer + after
         spans.append((start, len(text)))
     return text, spans
+
+
+def source(config: Model) -> dict[str, str | None]:
+    """Return where a model's files are, as transformers' `from_pretrained` takes it.
+
+    Errors: ValueError if there is no model, or its weights are not those of the config's sha256.
+    """
+    if not config.revision and not (Path(config.weights) / "config.json").is_file():
+        raise ValueError(
+            f"{config.weights}: no model here (config.json is missing). Give the directory of a "
+            "saved model as `weights`, or a hub id together with a `revision`"
+        )
+    weights = Path(config.weights) / "model.safetensors"
+    if config.sha256 and sha256(weights) != config.sha256:
+        raise ValueError(
+            f"{weights}: is not the file whose sha256 the model's config gives; other weights are "
+            "another model: give it a name and a config of its own"
+        )
+    return {"pretrained_model_name_or_path": config.weights, "revision": config.revision}
+
+
+def adjusted(image_processor: BaseImageProcessor, config: Model) -> BaseImageProcessor:
+    """Give an image processor the settings that the config's `pictures` names, if it does.
+
+    Errors: ValueError if it has no such setting.
+    """
+    if not isinstance(config.pictures, dict):
+        return image_processor
+    for name in config.pictures:
+        known = image_processor.valid_kwargs.__annotations__
+        one_of(name, known, f"setting of a {type(image_processor).__name__} (pictures)")
+    return image_processor.from_dict(image_processor.to_dict(), **config.pictures)
+
+
+def opened(image: bytes) -> Image.Image:
+    """Decode a picture."""
+    return Image.open(BytesIO(image)).convert("RGB")
+
+
+def padded(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Put a picture in the middle of a square of a processor's mean colour (0 to 1).
+
+    As LLaVA-1.5 does: colour and position are rounded down.
+    """
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first axis; the other axes grow to the largest, filled with zeros."""
+    largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+
+    def grown(tensor: torch.Tensor) -> torch.Tensor:
+        gaps = [(0, most - size) for most, size in zip(largest, tensor.shape[1:], strict=True)]
+        return nn.functional.pad(tensor, [n for gap in reversed(gaps) for n in gap])
+
+    return torch.cat([grown(tensor) for tensor in tensors])

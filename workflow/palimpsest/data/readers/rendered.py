@@ -18,6 +18,11 @@ def splits(source: dict[str, Any], root: Path) -> tuple[str, ...]:
     return tuple(source["sizes"])
 
 
+def files(source: dict[str, Any]) -> dict[str, str]:
+    """Return the publisher's files by split or role: there are none."""
+    return {}
+
+
 def read(source: dict, split: str, root: Path) -> Iterator[Example]:
     """Draw the examples of a split: the same every time, and independent of the other splits'.
 

@@ -5,46 +5,36 @@ The demo model is of this family, with a small tower and decoder.
 
 from __future__ import annotations
 
-from io import BytesIO
-from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
 from palimpsest.config import Model
 from palimpsest.data.example import Example
-from palimpsest.files import sha256
-from palimpsest.models.lmm import IGNORE, LMM, Encoded, conversation
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from palimpsest.models.llava_assembly import assemble as assemble  # found here by the family
+from palimpsest.models.lmm import DTYPES, Conversing, Read, adjusted, opened, padded, source
 
 
 def load(config: Model) -> Llava:
     """Load weights, tokenizer and image processor from a directory or a pinned hub revision."""
-    if not config.revision and not (Path(config.weights) / "config.json").is_file():
-        raise ValueError(
-            f"{config.weights}: no model here (config.json is missing). Give the directory of a "
-            "saved model as `weights`, or a hub id together with a `revision`"
-        )
-    weights = Path(config.weights) / "model.safetensors"
-    if config.sha256 and sha256(weights) != config.sha256:
-        raise ValueError(
-            f"{weights}: is not the file whose sha256 the model's config gives; other weights are "
-            "another model: give it a name and a config of its own"
-        )
-    source = {"pretrained_model_name_or_path": config.weights, "revision": config.revision}
+    where = source(config)
     module = LlavaForConditionalGeneration.from_pretrained(
-        **source, dtype=DTYPES[config.precision], use_safetensors=True
+        **where, dtype=DTYPES[config.precision], use_safetensors=True
     )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(**source)
-    return Llava(config, module, tokenizer, CLIPImageProcessorPil.from_pretrained(**source))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
+    image_processor = CLIPImageProcessorPil.from_pretrained(**where)
+    return Llava(config, module, tokenizer, adjusted(image_processor, config))
 
 
-class Llava(LMM):
-    """A LLaVA and the way it reads conversations and pictures."""
+class Llava(Conversing):
+    """A LLaVA and the way it reads conversations and pictures.
+
+    The config's `pictures`: `pad` to a square of the mean colour (as LLaVA-1.5 is trained), or
+    `squash` into one, or `crop` to the middle of the shorter side (as CLIP is trained).
+    """
 
     def __init__(
         self,
@@ -60,38 +50,31 @@ class Llava(LMM):
         self.image_token = tokenizer.convert_ids_to_tokens(module.config.image_token_id)
         self.image_length = module.config.image_seq_length
 
-    def encode(self, example: Example) -> Encoded:
-        """Encode a whole conversation, cut off at the model's maximal length."""
-        text, spans = conversation(example, self.config.chat)
-        return self._encoded(example, text, spans)
-
-    def encode_prompt(self, example: Example) -> Encoded:
-        """Encode the conversation up to its last answer."""
-        text, spans = conversation(example, self.config.chat)
-        return self._encoded(example, text[: spans[-1][0]], [])
-
-    def decode(self, token_ids: list[int]) -> str:
-        """Return generated tokens as text."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-
-    def _encoded(self, example: Example, text: str, spans: list[tuple[int, int]]) -> Encoded:
+    def _read(self, example: Example, text: str) -> Read:
         has_image = example.image is not None
-        shift = len(self.image_token) * (self.image_length - 1) if has_image else 0
         tokens = self.tokenizer(
             text.replace(self.image_token, self.image_token * self.image_length, has_image),
             add_special_tokens=False,
             return_offsets_mapping=True,
         )
-        learnt = [(start + shift, end + shift) for start, end in spans]
-        labels = [
-            token if any(start < last <= end for start, end in learnt) else IGNORE
-            for token, (_, last) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        ]
-        limit = self.config.max_length
-        return Encoded(tokens["input_ids"][:limit], labels[:limit], self._pictures(example))
+        grown = len(self.image_token) * (self.image_length - 1) if has_image else 0
+        pictures = self._pictures(example)
+        return Read(tokens["input_ids"], tokens["offset_mapping"], grown, pictures)
 
     def _pictures(self, example: Example) -> dict[str, torch.Tensor]:
         if example.image is None:
             return {}
-        picture = Image.open(BytesIO(example.image)).convert("RGB")
-        return dict(self.image_processor(picture, return_tensors="pt"))
+        picture = opened(example.image)
+        if self.config.pictures == "pad":
+            picture = padded(picture, self.image_processor.image_mean)
+        return dict(self.image_processor(picture, return_tensors="pt", **self._fit()))
+
+    def _fit(self) -> dict[str, Any]:
+        """Return what the image processor does otherwise than its own settings say."""
+        if self.config.pictures not in ("squash", "crop"):
+            return {}
+        side = self.module.config.vision_config.image_size
+        square = {"height": side, "width": side}
+        if self.config.pictures == "squash":
+            return {"size": square, "do_center_crop": False}
+        return {"size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}

@@ -1,0 +1,1 @@
+"""What config/downloads/<name>.yaml describes -> results/downloads/<name>/."""

@@ -1,0 +1,1 @@
+"""Tiny random models in the formats in which the large ones are published, one family a file."""
