@@ -6,8 +6,18 @@ from functools import cache
 from pathlib import Path
 
 from palimpsest.attempts import Attempts
-from palimpsest.config import AS_PUBLISHED, METRIC, Download, Judge, JudgeResources, Model, Task, load
+from palimpsest.config import (
+    AS_PUBLISHED,
+    METRIC,
+    Download,
+    Judge,
+    JudgeResources,
+    Model,
+    Task,
+    load,
+)
 from palimpsest.files import fingerprint
+from palimpsest.judging import parsing
 from palimpsest.launch import DECIDED, job_resources
 from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue
 from palimpsest.lineage import TASK_NAME, Stage
@@ -29,6 +39,11 @@ except ValueError as error:
 
 EVALUATION = STUDY.study.evaluation
 BY_RULE = [name for name in STUDY.study.measures if name in (METRIC, AS_PUBLISHED)]
+JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
+PARTS = {name: load(Model, name).parts for name in STUDY.study.models}
+ASSEMBLED = [name for name, parts in PARTS.items() if parts]
+# What is laid beside the study's matrices.
+PUBLISHED = [f"config/published/{STUDY.study.published.file}.yaml"] if STUDY.study.published else []
 # What a command is told of how cells are computed.
 HOW = f"--split {EVALUATION.split} --generation {EVALUATION.generation}" + (
     f" --sample {EVALUATION.sample}" if EVALUATION.sample else ""
@@ -116,7 +131,39 @@ def manner(wildcards):
     return [repr(manner_of(model, task, EVALUATION.generation)) for task in tasks_of(wildcards)]
 
 
+def weights(wildcards):
+    """The weights of a stage's model, if they are made here."""
+    name = Stage.parse(wildcards.stage).model
+    return f"results/models/{name}/config.json" if name in ASSEMBLED else []
+
+
+def parts_of(model):
+    """The downloads in which the parts of a model's weights are."""
+    names = {part.split("/")[0] for part in PARTS[model].values()}
+    return sorted(DOWNLOAD.format(download=name) for name in names)
+
+
+def judge_of(wildcards):
+    """The judge that a job asks."""
+    return load(Judge, wildcards.judge)
+
+
+def judge_needs(wildcards):
+    """What a job that judges needs: all that the model does, if it runs in the job itself."""
+    judge = judge_of(wildcards)
+    if judge.kind == "local":
+        return judge.resources
+    return JudgeResources(memory_mb=2000, minutes=judge.resources.minutes)
+
+
+def judge_weights(wildcards):
+    """The weights of a judge, if they are a download."""
+    model = judge_of(wildcards).model
+    return f"{model}/download.json" if model.startswith("results/downloads/") else []
+
+
 def figure_labels(wildcards):
     """The columns of a figure in Snakemake's report: heatmap-lora is a heatmap of lora."""
     kind, _, shown = wildcards.figure.partition("-")
-    return {"figure": kind, "of": shown or "all"}
+    by = {"by": wildcards.folder.rstrip("/") or STUDY.study.measures[0]}
+    return {"figure": kind, "of": shown or "all"} | (by if len(STUDY.study.measures) > 1 else {})

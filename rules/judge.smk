@@ -1,30 +1,6 @@
 # A language model rates predictions: a rule of its own, so that a judge can be added later. What
 # was ever asked is kept in results/judgements/, and a judge's server is started by the first job
 # that asks it (workflow/palimpsest/judging/serving.py).
-from palimpsest.judging import parsing
-
-JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
-
-
-def judge_of(wildcards):
-    """The judge that a job asks."""
-    return load(Judge, wildcards.judge)
-
-
-def judge_needs(wildcards):
-    """What a job that judges needs: all that the model does, if it runs in the job itself."""
-    judge = judge_of(wildcards)
-    if judge.kind == "local":
-        return judge.resources
-    return JudgeResources(memory_mb=2000, minutes=judge.resources.minutes)
-
-
-def judge_weights(wildcards):
-    """The weights of a judge, if they are a download."""
-    model = judge_of(wildcards).model
-    return f"{model}/download.json" if model.startswith("results/downloads/") else []
-
-
 rule judge:
     input:
         predictions=expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),

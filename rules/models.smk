@@ -1,18 +1,4 @@
 # Weights that are no one's published file: put together from published parts, or trained.
-PARTS = {name: load(Model, name).parts for name in STUDY.study.models}
-ASSEMBLED = [name for name, parts in PARTS.items() if parts]
-
-
-def weights(wildcards):
-    """The weights of a stage's model, if they are made here."""
-    name = Stage.parse(wildcards.stage).model
-    return f"results/models/{name}/config.json" if name in ASSEMBLED else []
-
-
-def parts_of(model):
-    """The downloads in which the parts of a model's weights are."""
-    names = {part.split("/")[0] for part in PARTS[model].values()}
-    return sorted(DOWNLOAD.format(download=name) for name in names)
 
 
 # Published parts -> one directory that a model is loaded from.

@@ -3,11 +3,12 @@ rule report:
         scores=rules.evaluate_all.input,
         chance=expand("results/data/{task}/chance.json", task=STUDY.tasks),
         gallery=expand("results/data/{task}/gallery.parquet", task=STUDY.tasks),
+        published=PUBLISHED,
     output:
         report(
             directory(REPORT),
             # The same figure for one column of a paper is no entry of its own.
-            patterns=[r"figures/{figure,((?!-column)[^/])+}.svg"],
+            patterns=[r"{folder,([^/]+/)?}figures/{figure,((?!-column)[^/])+}.svg"],
             caption="../workflow/report/figure.rst",
             category="Figures",
             labels=figure_labels,

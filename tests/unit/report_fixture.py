@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report import ExperimentView, Measure, RowView, StudyView, TaskView, judged
 
 # name, title, category, metric, chance, own-stage ability, base ability, kept after forgetting,
 # questions, answers
@@ -81,7 +82,7 @@ def _sequence(root: Path, method: str, seed: int, n: int) -> list[RowView]:
 
         where = f"{method}/seed-{seed}/{lineage}"
         cells = _cells(root, where, seed, n, ability, stage)
-        rows.append(RowView(lineage, NAMES[stage], (NAMES[stage],), cells))
+        rows.append(_row(lineage, (NAMES[stage],), cells))
     return rows
 
 
@@ -90,14 +91,19 @@ def _single(root: Path, n: int, share: float) -> list[RowView]:
     for i, name in enumerate(NAMES):
         where = f"single-{share}/seed-0/{name}"
         cells = _cells(root, where, 0, n, lambda i: TASKS[i][5] * share, i, [name])
-        rows.append(RowView(name, name, (name,), cells))
+        rows.append(_row(name, (name,), cells))
     return rows
 
 
 def _joint(root: Path, n: int) -> list[RowView]:
     where = "joint/seed-0/" + "+".join(NAMES)
     cells = _cells(root, where, 0, n, lambda i: min(1, TASKS[i][5] + 0.04), 7)
-    return [RowView("+".join(NAMES), "+".join(NAMES), tuple(NAMES), cells)]
+    return [_row("+".join(NAMES), tuple(NAMES), cells)]
+
+
+def _row(lineage: str, learnt: tuple[str, ...], cells: dict[str, Path]) -> RowView:
+    record = next(iter(cells.values())).parents[3] / "stage/stage.json"
+    return RowView(lineage, "+".join(learnt), learnt, cells, record)
 
 
 def _cells(root: Path, where: str, seed, n, ability, stage: int = -1, only=NAMES) -> dict:
@@ -108,7 +114,7 @@ def _cells(root: Path, where: str, seed, n, ability, stage: int = -1, only=NAMES
     cells = {}
     for i, name in enumerate(NAMES):
         if name in only:
-            cells[name] = top / "cells" / name
+            cells[name] = top / "cells/test" / name / "metric"
             right = np.random.default_rng([i, seed]).random(n) < ability(i)
             write_cell(cells[name], name, right, max(ability(i), 0.1 + 0.3 * (i == stage)), stage)
     return cells
@@ -132,15 +138,50 @@ def write_cell(path: Path, task: str, right_N, kind_rate: float, stage: int = -1
             "id": ids, "prompt": [spec[8]] * n, "prediction": said,
             "references": [[g] for g in gold], "num_tokens": [3] * n, "stop_reason": ["end"] * n,
         }),
-        path / "predictions.parquet",
+        path.parent / "predictions.parquet",
     )  # fmt: skip
-    outcome = {"id": ids, "score": right_N.astype(float), "right_kind": kind}
+    write_scores(path, spec[3], ids, right_N.astype(float), kind)
+
+
+def write_scores(path: Path, metric: str, ids: list[str], score_N, kind_N) -> None:
+    """Write the two files of a measure's directory; a score that is NaN was no number."""
+    path.mkdir(parents=True, exist_ok=True)
+    outcome = {"id": ids, "score": score_N, "right_kind": kind_N}
     pq.write_table(pa.table(outcome), path / "outcomes.parquet")
+    parsed_N = score_N[np.isfinite(score_N)]
     scores = {
-        "task": task, "metric": spec[3], "version": 1, "value": 100 * float(right_N.mean()),
-        "n": n, "right_kind": 100 * float(kind.mean()), "stage_fingerprint": "f" * 16,
+        "task": path.parent.name, "metric": metric, "version": 1,
+        "value": 100 * float(parsed_N.mean()) if len(parsed_N) else None, "n": len(ids),
+        "right_kind": 100 * float(np.mean(kind_N)), "stage_fingerprint": "f" * 16,
     }  # fmt: skip
+    if len(parsed_N) < len(score_N):
+        scores["unparsable"] = len(score_N) - len(parsed_N)
     (path / "scores.json").write_text(json.dumps(scores))
+
+
+def judge(view: StudyView, name: str = "clerk", every: int = 10) -> StudyView:
+    """Score all cells of a study again by a judge that is lenient, and mute on some examples.
+
+    `every`-th replies are no number; all of them if it is 1.
+    """
+    for cell in {path for e in view.experiments for row in e.rows for path in row.cells.values()}:
+        table = pq.read_table(cell / "outcomes.parquet").to_pydict()
+        score_N = 0.4 + 0.5 * np.array(table["score"])
+        score_N[::every] = np.nan
+        write_scores(cell.parent / name, name, table["id"], score_N, table["right_kind"])
+    return by_measure(view, judged(name, "The clerk"))
+
+
+def by_measure(view: StudyView, measure: Measure) -> StudyView:
+    """Return the view of the same cells by another measure."""
+
+    def turned(row: RowView) -> RowView:
+        cells = {task: path.parent / measure.name for task, path in row.cells.items()}
+        return replace(row, cells=cells)
+
+    experiments = tuple(replace(e, rows=tuple(map(turned, e.rows))) for e in view.experiments)
+    tasks = tuple(replace(task, chance=np.nan) for task in view.tasks)
+    return replace(view, tasks=tasks, experiments=experiments, measure=measure)
 
 
 def _write_gallery(root: Path, spec) -> Path:

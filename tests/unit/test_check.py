@@ -54,7 +54,7 @@ def results(downloaded, tmp_path):
 
 
 def section(text, task):
-    return text.split(f"\ncoin-miniature-{task}\n")[1].split("\n\n")[0]
+    return text.split(f"\nmini-{task}\n")[1].split("\n\n")[0]
 
 
 def test_what_is_there_is_counted(results):
@@ -63,13 +63,13 @@ def test_what_is_there_is_counted(results):
     assert "Original/ScienceQA/train.json: 25 (expected: 25 records)" in found
     assert "there    train pictures  12 of 12 that were looked for" in found
     assert "there    splits" in found
-    assert "not yet  converted       palimpsest convert coin-miniature-scienceqa" in found
+    assert "not yet  converted       palimpsest convert mini-scienceqa" in found
     assert "broken   train pictures  24 of 25 that were looked for; there is no picture" in text
-    assert "Every download is there. Next:\n  palimpsest convert coin-miniature-s" in text
+    assert "Every download is there. Next:\n  palimpsest convert mini-s" in text
 
 
 def test_what_is_converted_is_said(results):
-    task = load(Task, name := "coin-miniature-gqa")
+    task = load(Task, name := "mini-gqa")
     convert(
         name, reader=task.reader, source=task.source, prompt=task.prompt, about={},
         most_rejected=0.1, out=results / "data" / name, root=results / "downloads",

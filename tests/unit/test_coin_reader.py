@@ -41,7 +41,7 @@ def miniature(tmp_path_factory):
 
 
 def examples(miniature, task, split="test"):
-    return list(Shards(miniature / "data" / f"coin-miniature-{task}", split))
+    return list(Shards(miniature / "data" / f"mini-{task}", split))
 
 
 REASONS = {
@@ -58,7 +58,7 @@ REASONS = {
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_of_the_miniature_is_converted(miniature, name):
-    short = name.removeprefix("coin-miniature-")
+    short = name.removeprefix("mini-")
     shards = Shards(miniature / "data" / name, "train")
     splits = shards.manifest["splits"]
     assert (splits["train"]["examples"], splits["test"]["examples"]) == (24, 24)
@@ -136,7 +136,7 @@ def test_doubled_extensions(miniature):
 @pytest.mark.parametrize("style", ["Diverse", "10Type"])
 @pytest.mark.parametrize("task", ["scienceqa", "grounding", "vqav2"])
 def test_other_instructions_ask_the_same(miniature, style, task):
-    source = load(Task, f"coin-miniature-{task}").source
+    source = load(Task, f"mini-{task}").source
     other = source | {"instructions": source["instructions"].replace("Original", style)}
     original, asked = (
         list(coin.read(s, "test", miniature / "downloads")) for s in (source, other)

@@ -265,6 +265,12 @@ def test_what_a_study_measures_must_be_there(workplace):
     assert "config/models/tiny.yaml: how the released scripts have it answer" in refusal()
 
 
+def test_names_that_make_a_path_too_long_are_refused(workplace):
+    workplace.write("methods/" + "m" * 180, (Path("config/methods/lora.yaml")).read_text())
+    workplace.change("small", methods=["lora", "m" * 180])
+    assert "config/small.yaml: the path of a stage has 20" in refusal()
+
+
 def test_an_evaluation_is_called_by_what_decides_its_answers():
     assert Evaluation(batch=3).name == "test"
     other = Evaluation(batch=1, split="validation", sample=40, generation="as-published")

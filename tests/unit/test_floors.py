@@ -33,7 +33,7 @@ BESIDE = {
     "launch": {"config", "study"},
     "judging": {"evaluation"},
 }
-REPORT_KNOWS = {"report", "files", "lineage"}  # it reads tables: neither models nor data nor config
+REPORT_KNOWS = {"report", "files", "lineage", "refusal"}  # tables: no models, data or config
 LIGHT = ["config", "study", "lineage", "files", "metrics", "plan", "launch", "cli", "tasks"]
 LIGHT += ["data.shards", "data.convert", "evaluation.score", "evaluation.chance", "report"]
 LIGHT += ["judging.judge", "judging.serving"]

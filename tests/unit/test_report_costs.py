@@ -119,7 +119,7 @@ def accounting(monkeypatch):
 
 def allocated_runs() -> dict[str, int | None]:
     """Return the runs that a report is told of, by experiment and in all."""
-    view = plans.view(plan("small"))
+    view = plans.views(plan("small"))[0]
     told = {e.name: e.allocated for e in view.experiments} | {"all": view.allocated}
     return {name: allocation and allocation.runs for name, allocation in told.items()}
 
@@ -131,7 +131,7 @@ def test_slurm_tells_what_the_jobs_of_an_experiment_took(study, accounting):
     for number, stage in enumerate(stages):
         finish(stage, jobs=(str(number), str(number)))  # requeued: one job, two runs
         accounting[str(number)] = 2
-    view = plans.view(plan("small"))
+    view = plans.views(plan("small"))[0]
     assert [e.allocated.runs for e in view.experiments] == [6, 6, 6, 6]
     assert view.allocated == Allocation(20, 1200.0, 0.0, 2400.0, 5000)
 
@@ -161,7 +161,7 @@ def report(tmp_path_factory):
     view = write_study(root / "results", n=30, methods=("lora",))
     lora = replace(view.experiments[-1], allocated=ALLOCATED)
     view = replace(view, experiments=(*view.experiments[:-1], lora))
-    build(view, root / "out")
+    build([view], root / "out")
     return view, root / "out"
 
 
@@ -253,7 +253,7 @@ def test_the_page_says_what_it_cost(report):
 
 def test_a_study_that_trained_nothing_has_no_costs(report, tmp_path):
     view, _ = report
-    build(replace(view, experiments=view.experiments[:1]), tmp_path / "out")
+    build([replace(view, experiments=view.experiments[:1])], tmp_path / "out")
     assert "What it cost" not in (tmp_path / "out/index.html").read_text()
     assert not list((tmp_path / "out").rglob("cost*"))
 

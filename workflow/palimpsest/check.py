@@ -22,7 +22,8 @@ def check(benchmark: str, root: Path) -> str:
     tasks = load(Benchmark, study.benchmark if study else benchmark, CONFIG).tasks
     wanted = [name for task in tasks for name in load(Task, task, CONFIG).downloads]
     for model in study.models if study else ():
-        wanted += (load(Model, model, CONFIG).parts or {}).values()
+        parts = (load(Model, model, CONFIG).parts or {}).values()
+        wanted += (part.split("/")[0] for part in parts)
     lacking = [
         name
         for name in dict.fromkeys(wanted)

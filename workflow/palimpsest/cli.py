@@ -140,11 +140,11 @@ def serve(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """make tables, figures and the page of a study from its scores"""
-    from palimpsest.plan import view
+    from palimpsest.plan import views
     from palimpsest.report import build
     from palimpsest.study import plan
 
-    build(view(plan(args.study)), RESULTS / "reports" / args.study)
+    build(views(plan(args.study)), RESULTS / "reports" / args.study)
 
 
 def show(args: argparse.Namespace) -> None:

@@ -306,6 +306,17 @@ class Evaluation(Settings):
         return "-".join(str(part) for part in (self.split, self.sample, other) if part)
 
 
+class Published(Settings):
+    """What is laid beside a study's matrices: by measure, matrices of config/published/<file>.yaml.
+
+    An experiment of the study is named by its model, its method or reference, and its order, which
+    is `any` for a reference: `llava-1.5-7b lora-coin coin: R1`.
+    """
+
+    file: str
+    beside: dict[str, dict[str, str]]
+
+
 class Study(Settings):
     """What a person runs: benchmark x models x methods x orders x seeds, and the references."""
 
@@ -318,6 +329,7 @@ class Study(Settings):
     references: dict[str, Reference] = Field({})
     evaluation: Evaluation
     measures: tuple[str, ...] = Field((METRIC,), min_length=1)  # by which cells are scored
+    published: Published | None = None
 
     @field_validator("models", "methods", "orders", "seeds", "measures")
     @classmethod

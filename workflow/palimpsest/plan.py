@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest import slurm
-from palimpsest.config import Model, Resources, Task, load
+from palimpsest.config import METRIC, Judge, Model, Resources, Study, Task, load
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
 from palimpsest.report.costs import clock, hours
-from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report.spec import (
+    MEASURES,
+    Allocation,
+    ExperimentView,
+    PublishedRef,
+    RowView,
+    StudyView,
+    TaskView,
+    judged,
+)
 from palimpsest.study import CONFIG, RESULTS, Experiment, Plan, known_in, method_of
 
 BOUND = (
@@ -113,42 +122,49 @@ def targets(
     return list(chain(*(plan.scores(stage, of) for stage, of in chosen)))
 
 
-def view(plan: Plan) -> StudyView:
-    """Return what the report of a study reads."""
+def views(plan: Plan) -> list[StudyView]:
+    """Return what the report of a study reads, by measure."""
     jobs = _jobs(plan.trained)
-    return StudyView(
-        name=plan.name,
-        title=plan.study.title,
-        benchmark=plan.study.benchmark,
-        tasks=tuple(_task_view(task) for task in plan.tasks),
-        experiments=tuple(_experiment_view(e, plan.tasks, jobs) for e in plan.experiments),
-        results_root=RESULTS,
-        commit=commit(),
-        allocated=_allocation(plan.trained, jobs),
-    )
+    return [
+        StudyView(
+            name=plan.name,
+            title=plan.study.title,
+            benchmark=plan.study.benchmark,
+            measure=MEASURES.get(name) or judged(name, load(Judge, name, CONFIG).title),
+            tasks=tuple(_task_view(task, name) for task in plan.tasks),
+            experiments=tuple(_experiment_view(plan, e, name, jobs) for e in plan.experiments),
+            results_root=RESULTS,
+            commit=commit(),
+            allocated=_allocation(plan.trained, jobs),
+        )
+        for name in plan.study.measures
+    ]
 
 
-def _task_view(name: str) -> TaskView:
+def _task_view(name: str, measure: str) -> TaskView:
     task, data = load(Task, name, CONFIG), RESULTS / "data" / name
+    chance = read_json(data / "chance.json")["value"] if measure == METRIC else float("nan")
     return TaskView(
         name=name,
         title=task.title,
         category=task.category,
         metric=task.metric,
-        chance=read_json(data / "chance.json")["value"],
+        chance=chance,
         gallery=data / "gallery.parquet",
     )
 
 
 def _experiment_view(
-    experiment: Experiment, tasks: tuple[str, ...], jobs: dict[Stage, set[str]]
+    plan: Plan, experiment: Experiment, measure: str, jobs: dict[Stage, set[str]]
 ) -> ExperimentView:
+    tasks = plan.tasks
     rows = [
         RowView(
             lineage=str(stage.lineage),
             stage="+".join(stage.lineage.last) or BASE,
             learnt=stage.lineage.last,
-            cells={task: stage.cell(RESULTS, task) for task in experiment.cells(stage, tasks)},
+            cells={t: plan.cell(stage, t) / measure for t in experiment.cells(stage, tasks)},
+            record=_record(stage) if stage.parent else None,
         )
         for stage in experiment.stages
     ]
@@ -161,8 +177,18 @@ def _experiment_view(
         order=experiment.order,
         seed=experiment.seed,
         rows=tuple(rows),
+        published=_published(plan.study, experiment, measure),
         allocated=_allocation([stage for stage in experiment.stages if stage.parent], jobs),
     )
+
+
+def _published(study: Study, experiment: Experiment, measure: str) -> tuple[PublishedRef, ...]:
+    """Return the published matrix that is laid beside an experiment's, if there is one."""
+    if not study.published:
+        return ()
+    matrix = study.published.beside.get(measure, {}).get(experiment.key)
+    path = CONFIG / "published" / f"{study.published.file}.yaml"
+    return (PublishedRef(path, matrix),) if matrix else ()
 
 
 def _jobs(stages: Iterable[Stage]) -> dict[Stage, set[str]]:

@@ -31,6 +31,7 @@ from palimpsest.refusal import ConfigError, one_of
 
 CONFIG = Path("config")
 RESULTS = Path("results")
+LONGEST_PATH = 200  # characters; with rule, task and measure it stays below 255
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Experiment:
     seed: int | None
     stages: tuple[Stage, ...]  # rows of the matrix; the base comes first where it is row 0
     only_learnt: bool = False  # whether tasks that are still to come are not evaluated
+
+    @property
+    def key(self) -> str:
+        """What it is called beside published results: its seeds are one."""
+        return f"{self.model} {self.name} {self.order}"
 
     def cells(self, stage: Stage, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """Return the tasks that one of its stages is evaluated on: all, or those it has learnt."""
@@ -137,7 +143,10 @@ def plan(name: str) -> Plan:
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
             _check_batches(model_name, model, method_name, method, benchmark.tasks)
-    return Plan(name, study, tuple(_experiments(study)))
+    planned = Plan(name, study, tuple(_experiments(study)))
+    _check_lengths(where, planned.stages)
+    _check_published(where, planned)
+    return planned
 
 
 @cache
@@ -279,6 +288,31 @@ def _reference_stages(study: Study, key: str, model: str, seed: int | None) -> t
         "joint": [Lineage.joint(tasks)],
     }[reference.protocol]
     return tuple(Stage(benchmark, model, line, reference.method, seed) for line in lineages)
+
+
+def _check_lengths(where: str, stages: tuple[Stage, ...]) -> None:
+    """ConfigError if a stage's path is too long: Slurm's logs have it as the name of a folder."""
+    for stage in stages:
+        if len(stage.path) > LONGEST_PATH:
+            raise ConfigError(
+                f"{where}: the path of a stage has {len(stage.path)} characters, {LONGEST_PATH} "
+                f"are allowed: give tasks (or benchmark, model, method) shorter names:\n  {stage}"
+            )
+
+
+def _check_published(where: str, planned: Plan) -> None:
+    """ConfigError if what is to be laid beside the study's matrices is not there."""
+    published = planned.study.published
+    if not published:
+        return
+    files = [path.stem for path in (CONFIG / "published").glob("*.yaml")]
+    known_in(published.file, files, f"{where}: published.file", "file of config/published")
+    for measure, matrices in published.beside.items():
+        at = f"{where}: published.beside"
+        known_in(measure, planned.study.measures, at, "measure")
+        for name in matrices:
+            names = [experiment.key for experiment in planned.experiments]
+            known_in(name, names, f"{at}.{measure}", "experiment")
 
 
 def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -> None:

@@ -1,19 +1,33 @@
 """The report: cells -> accuracy matrices -> aggregates with intervals -> tables, figures, a page.
 
 from palimpsest.report import build, terminal_table
-build(view, Path("results/reports/demo"))
+build([view], Path("results/reports/demo"))
 print(terminal_table(Path("results/reports/demo")))
 """
 
 from palimpsest.report.build import build, terminal_table
-from palimpsest.report.spec import Allocation, ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report.spec import (
+    MEASURES,
+    Allocation,
+    ExperimentView,
+    Measure,
+    PublishedRef,
+    RowView,
+    StudyView,
+    TaskView,
+    judged,
+)
 
 __all__ = [
+    "MEASURES",
     "Allocation",
     "ExperimentView",
+    "Measure",
+    "PublishedRef",
     "RowView",
     "StudyView",
     "TaskView",
     "build",
+    "judged",
     "terminal_table",
 ]

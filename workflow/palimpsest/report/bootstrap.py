@@ -6,6 +6,7 @@ that a difference of two of them is resampled as a difference (Efron and Tibshir
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -30,15 +31,29 @@ def resample_indices(num_examples: int, key: str, resamples: int = RESAMPLES) ->
 
 
 def resampled_means(score_KN: np.ndarray, key: str, resamples: int = RESAMPLES) -> np.ndarray:
-    """Return the means of K score vectors over the same resampled examples, as (resamples, K)."""
+    """Return the means of K score vectors over the same resampled examples, as (resamples, K).
+
+    A score that is NaN stays out of its own mean, and of no other; NaN where none is left.
+    """
     num_examples = score_KN.shape[1]
+    parsed_KN = np.isfinite(score_KN)
+    whole, score_KN = parsed_KN.all(), np.where(parsed_KN, score_KN, 0.0)
     means = []
     for index_BN in resample_indices(num_examples, key, resamples):
         row_B1 = np.arange(len(index_BN))[:, None] * num_examples
         flat = (index_BN + row_B1).ravel()
         count_BN = np.bincount(flat, minlength=index_BN.size).reshape(index_BN.shape)
-        means.append(count_BN.astype(np.float64) @ score_KN.T / num_examples)
+        count_BN = count_BN.astype(np.float64)
+        used_BK = num_examples if whole else count_BN @ parsed_KN.T
+        with np.errstate(invalid="ignore"):
+            means.append(count_BN @ score_KN.T / used_BK)
     return np.concatenate(means)
+
+
+def mean_parsed(score_N: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis of the scores that are numbers, NaN where none is."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(score_N, -1) / np.isfinite(score_N).sum(-1)
 
 
 def pool_seeds(value_SB: np.ndarray) -> np.ndarray:
@@ -56,7 +71,8 @@ def pool_seeds(value_SB: np.ndarray) -> np.ndarray:
 
 
 def interval(value_B: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentile interval (low, high) over the first axis."""
+    """Return the percentile interval (low, high) over the first axis; NaN where all are NaN."""
     tail = (1 - level) / 2
-    low, high = np.quantile(value_B, [tail, 1 - tail], axis=0)
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        low, high = np.nanquantile(value_B, [tail, 1 - tail], axis=0)
     return low, high

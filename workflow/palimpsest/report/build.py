@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from palimpsest.files import whole_directory
 from palimpsest.report.spec import StudyView
 
+if TYPE_CHECKING:
+    from palimpsest.report.results import Results
+
 TERMINAL = "forgetting.txt"
 
 
-def build(view: StudyView, out: Path) -> None:
-    """Write the report of a study to the directory `out`, which it replaces; ValueError names a
-    cell that is missing or does not fit the others."""
+def build(views: Sequence[StudyView], out: Path) -> None:
+    """Write the report of a study to the directory `out`, which it replaces.
+
+    The views are of the same cells, each by another measure: the first is the front page, each
+    other one a page of its own in a directory of its measure's name. ValueError names a cell that
+    is missing or does not fit the others.
+    """
+    from palimpsest.report.results import read_results
+
+    measures = [view.measure.name for view in views]
+    if len({*measures, "figures", "tables"}) != len(measures) + 2:
+        raise ValueError(
+            f"measures {', '.join(measures)}: each names a directory of the report, so they must "
+            "differ, and from `figures` and `tables`"
+        )
+    measured = [read_results(view) for view in views]
+    with whole_directory(out) as partial:
+        for number, name in enumerate(measures):
+            _write_page(measured, number, partial / name if number else partial)
+    print(f"report {views[0].name}: {out / 'index.html'}", flush=True)
+
+
+def _write_page(measured: list[Results], number: int, out: Path) -> None:
+    """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
+    from palimpsest.report import beside, tables
     from palimpsest.report.figures import draw_all
     from palimpsest.report.figures.style import save
     from palimpsest.report.page import Drawn, render
-    from palimpsest.report.results import read_results
-    from palimpsest.report.tables import terminal, write_tables
 
-    results = read_results(view)
-    with whole_directory(out) as partial:
-        write_tables(results, partial)
-        (partial / TERMINAL).write_text(terminal(results), encoding="utf-8")
-        (partial / "figures").mkdir()
-        drawn = []
-        for picture in draw_all(results):
-            svg = save(picture, partial / "figures")
-            print(f"report {view.name}: figures/{picture.name}", flush=True)
-            drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
-        (partial / "index.html").write_text(render(results, drawn), encoding="utf-8")
-    print(f"report {view.name}: {out / 'index.html'}", flush=True)
+    results, first = measured[number], number == 0
+    compared = beside.comparisons(results)
+    front = tables.front_tables(measured) if first else []
+    frames = tables.frames_of(results) | beside.frames_of(results, compared)
+    frames |= tables.front_frames(measured) if first else {}
+    papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
+    (out / "figures").mkdir(parents=True)
+    tables.write_tables(frames, papers, out)
+    (out / TERMINAL).write_text(tables.terminal(results), encoding="utf-8")
+    drawn = []
+    for picture in draw_all(results):
+        svg = save(picture, out / "figures")
+        print(f"report {results.view.name}: figures/{picture.name}", flush=True)
+        drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
+    page = render(results, drawn, _others(measured, number), compared, front)
+    (out / "index.html").write_text(page, encoding="utf-8")
+
+
+def _others(measured: list[Results], number: int) -> list[tuple[str, str]]:
+    """Return title and relative address of the pages of the same cells by the other measures."""
+    up = "../" if number else ""
+    return [
+        (one.view.measure.title, f"{up}{one.view.measure.name + '/' if k else ''}index.html")
+        for k, one in enumerate(measured)
+        if k != number
+    ]
 
 
 def terminal_table(out: Path) -> str:
-    """Return the forgetting table of a report that `build` has written."""
+    """Return the forgetting table of a report that `build` has written, by its first measure."""
     path = out / TERMINAL
     if not path.is_file():
         raise ValueError(f"{path}: no report there yet; build the report first")

@@ -11,10 +11,8 @@ from palimpsest.report.spec import Allocation, ExperimentView
 
 
 def records(experiment: ExperimentView) -> list[Path]:
-    """Return the stage.json of each row that was trained, which lies beside the row's cells."""
-    trained = [row for row in experiment.rows if row.learnt and row.cells]
-    found = [next(iter(row.cells.values())).parents[1] / "stage/stage.json" for row in trained]
-    return [path for path in found if path.is_file()]
+    """Return the stage.json of each row that was trained."""
+    return [row.record for row in experiment.rows if row.record and row.record.is_file()]
 
 
 def cost(paths: Iterable[Path], allocated: Allocation | None) -> dict[str, Any]:

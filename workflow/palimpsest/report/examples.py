@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -52,9 +53,13 @@ def shown_examples(results: Results, group: Group, task: str) -> list[Shown]:
 
 
 def _answers(cell: Cell, ids: list[str]) -> dict[str, tuple[str, bool]]:
-    """Return prediction, and whether it scored at least a half, for some example ids."""
-    table = pq.read_table(cell.path / "predictions.parquet", columns=["id", "prediction"])
+    """Return prediction, and whether it scored at least a half, for the ids that have a score."""
+    path = cell.path.parent / "predictions.parquet"
+    said = pq.read_table(path, columns=["id", "prediction"], filters=pc.field("id").isin(ids))
     score = pq.read_table(cell.path / "outcomes.parquet", columns=["id", "score"])
-    keep = pc.field("id").isin(ids)
-    right = {r["id"]: r["score"] >= 0.5 for r in score.filter(keep).to_pylist()}
-    return {r["id"]: (r["prediction"], right[r["id"]]) for r in table.filter(keep).to_pylist()}
+    score = dict(zip(score["id"].to_pylist(), score["score"].to_pylist(), strict=True))
+    return {
+        answer["id"]: (answer["prediction"], score[answer["id"]] >= 0.5)
+        for answer in said.to_pylist()
+        if not math.isnan(score[answer["id"]])
+    }

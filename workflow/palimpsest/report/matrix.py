@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palimpsest.files import read_json
+from palimpsest.report.bootstrap import mean_parsed
 from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One stage evaluated on one task; `value` and `right_kind` in percent, `score_N` in 0..1."""
+    """One stage evaluated on one task; `value` and `right_kind` in percent, `score_N` in 0..1.
+
+    A score is NaN where a judge's reply was no number; `value` is the mean of the others.
+    """
 
     path: Path
     metric: str
@@ -29,21 +33,35 @@ class Cell:
         """The number of test examples."""
         return len(self.score_N)
 
+    @property
+    def unparsable(self) -> int:
+        """The number of examples that have no score, because the judge's reply was no number."""
+        return int(np.isnan(self.score_N).sum())
+
 
 @dataclass
 class CellReader:
-    """Reads cells, each once; the cells of a task must agree on examples, metric and version."""
+    """Reads cells, each once; those of a task must agree on examples, and by model on the metric.
+
+    A released scorer may be another one for another model.
+    """
 
     cells: dict[Path, Cell] = field(default_factory=dict)
-    first: dict[str, tuple[Cell, pa.ChunkedArray]] = field(default_factory=dict)
+    examples: dict[str, tuple[Path, pa.ChunkedArray]] = field(default_factory=dict)
+    first: dict[tuple[str, str], Cell] = field(default_factory=dict)  # of a task and a model
 
-    def read(self, task: str, path: Path) -> Cell:
+    def read(self, task: str, path: Path, model: str) -> Cell:
         """Return the cell in a directory; ValueError names it where it is missing or differs."""
         if path not in self.cells:
-            self.cells[path] = self._read(task, path)
+            self.cells[path] = self._read(task, path, model)
         return self.cells[path]
 
-    def _read(self, task: str, path: Path) -> Cell:
+    def of_task(self, task: str) -> list[Cell]:
+        """Return a cell of the task for each metric and version that it was scored by."""
+        found = [cell for (name, _), cell in self.first.items() if name == task]
+        return list({(cell.metric, cell.version): cell for cell in found}.values())
+
+    def _read(self, task: str, path: Path, model: str) -> Cell:
         for name in ("scores.json", "outcomes.parquet"):
             if not (path / name).is_file():
                 raise ValueError(
@@ -56,27 +74,34 @@ class CellReader:
             path=path,
             metric=str(scores["metric"]),
             version=str(scores["version"]),
-            value=float(scores["value"]),
+            value=float("nan" if scores["value"] is None else scores["value"]),
             right_kind=100 * float(table["right_kind"].to_numpy().mean()),
             score_N=table["score"].to_numpy().astype(np.float64),
         )
-        mean = 100 * cell.score_N.mean()
-        if abs(mean - cell.value) > 0.01:
+        mean = 100 * mean_parsed(cell.score_N)
+        if not np.isclose(mean, cell.value, rtol=0, atol=0.01, equal_nan=True):
             raise ValueError(
                 f"cell {path}: scores.json says {cell.value:.4f}, but outcomes.parquet has a mean "
                 f"of {mean:.4f}; score the cell again"
             )
-        self._check_same_as_first(task, cell, table["id"])
+        if cell.unparsable != scores.get("unparsable", 0):
+            raise ValueError(
+                f"cell {path}: scores.json counts {scores.get('unparsable', 0)} unparsable "
+                f"replies, but outcomes.parquet has {cell.unparsable} examples without a score; "
+                "score the cell again"
+            )
+        self._check_same_as_first(task, model, cell, table["id"])
         return cell
 
-    def _check_same_as_first(self, task: str, cell: Cell, ids: pa.ChunkedArray) -> None:
-        first, first_ids = self.first.setdefault(task, (cell, ids))
+    def _check_same_as_first(self, task: str, model: str, cell: Cell, ids: pa.ChunkedArray) -> None:
+        first_path, first_ids = self.examples.setdefault(task, (cell.path, ids))
         if not ids.equals(first_ids):
             raise ValueError(
-                f"cell {cell.path}: its example ids differ from those of {first.path} "
+                f"cell {cell.path}: its example ids differ from those of {first_path} "
                 f"({len(ids)} and {len(first_ids)} examples, or another order); a comparison needs "
                 f"the same test examples of task {task!r}, so evaluate one of the two again"
             )
+        first = self.first.setdefault((task, model), cell)
         if (cell.metric, cell.version) != (first.metric, first.version):
             raise ValueError(
                 f"cell {cell.path}: metric {cell.metric} {cell.version}, but {first.path} has "
@@ -123,7 +148,7 @@ class Matrix:
 def read_matrix(experiment: ExperimentView, tasks: tuple[str, ...], reader: CellReader) -> Matrix:
     """Read every cell that an experiment names; `tasks` gives the order of unordered columns."""
     cells = {
-        (index, task): reader.read(task, Path(path))
+        (index, task): reader.read(task, Path(path), experiment.model)
         for index, row in enumerate(experiment.rows)
         for task, path in sorted(row.cells.items())
     }

@@ -6,15 +6,17 @@ import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.colors import to_hex
 
 import palimpsest
-from palimpsest.report import tables
+from palimpsest.report import beside, tables
 from palimpsest.report.aggregates import AGGREGATES
+from palimpsest.report.beside import Comparison
 from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
 from palimpsest.report.examples import shown_examples
 from palimpsest.report.figures.style import (
@@ -41,6 +43,7 @@ THEMED = {
     **{color: f"series-{k}" for k, color in enumerate(SERIES[:6])},
     **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
 }  # fmt: skip
+UNSURE = re.compile(r"[−\d.]+ [†‡]")
 SECTIONS = ("comparison", "matrix", "curves", "radar", "kind", "examples")
 ZOOM = 1.5  # how much larger than in print a figure may be on the page
 
@@ -66,12 +69,23 @@ class Drawn:
         return Markup(inline_svg(self.svg, self.name))
 
 
-def render(results: Results, drawn: list[Drawn]) -> str:
-    """Return the page's HTML."""
+def render(
+    results: Results,
+    drawn: list[Drawn],
+    others: list[tuple[str, str]],
+    compared: list[Comparison],
+    front: list[tables.Table],
+) -> str:
+    """Return the page's HTML.
+
+    `others` are title and address of the pages of other measures, `compared` what is laid beside
+    published results, `front` the tables that the front page alone has.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["marked"] = marked
     return environment.get_template("index.html.j2").render(
         view=results.view,
         findings=findings(results),
@@ -83,12 +97,42 @@ def render(results: Results, drawn: list[Drawn]) -> str:
         differences=differences(results),
         cards=[(group, cards(results, group)) for group in results.sequential],
         aggregates=AGGREGATES,
-        costs=tables.cost_tables(results),
+        others=others,
+        published=published(results, compared),
+        measures=[table for table in front if table[0] == "measures"],
+        costs=[table for table in front if table[0] != "measures"],
         provenance=provenance(results),
         bootstrap={"resamples": RESAMPLES, "level": round(100 * LEVEL), "seed": SEED},
         heat=HEAT,
         image=data_uri,
     )
+
+
+def published(results: Results, compared: list[Comparison]) -> list[dict[str, Any]]:
+    """Return what the page says of each file of published results, and of each comparison."""
+    files = list({id(one.published): one.published for one in compared}.values())
+    said = []
+    for file in files:
+        own = [one for one in compared if one.published is file]
+        shown = [
+            {
+                "title": f"{one.group.title} beside {one.name}",
+                "table": beside.beside_table(results, one),
+                "matrix": beside.beside_matrix(results, one),
+                "remarks": beside.remarks(one),
+                "source": f"{file.repository}: {one.theirs.source}",
+            }
+            for one in own
+        ]
+        said.append({
+            "title": file.title, "reasons": beside.reasons(results, file, own), "shown": shown,
+        })  # fmt: skip
+    return said
+
+
+def marked(text: str) -> Markup:
+    """Set numbers that carry a mark of doubt apart from those that carry none."""
+    return Markup(UNSURE.sub(r'<em class="unsure">\g<0></em>', str(escape(text))))
 
 
 def inline_svg(svg: str, name: str) -> str:
@@ -107,7 +151,8 @@ def inline_svg(svg: str, name: str) -> str:
 
 def findings(results: Results) -> list[str]:
     """Return what the study found, in a sentence each."""
-    told = [group for group in results.sequential if "forgetting" in group.estimates]
+    needed = {"learning_accuracy", "average_accuracy", "forgetting"}
+    told = [group for group in results.sequential if needed <= group.estimates.keys()]
     said = []
     for group in told[:1]:
         e = group.estimates
@@ -165,6 +210,7 @@ def provenance(results: Results) -> list[tuple[str, str]]:
     return [
         ("study", view.name),
         ("benchmark", view.benchmark),
+        ("measure", view.measure.title),
         ("models", ", ".join(dict.fromkeys(e.model for e in view.experiments))),
         (
             "orders",

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from palimpsest.report.aggregates import AGGREGATES, average_accuracy
-from palimpsest.report.bootstrap import interval, pool_seeds, resampled_means
-from palimpsest.report.matrix import CellReader, Matrix, read_matrix
+from palimpsest.report.bootstrap import interval, mean_parsed, pool_seeds, resampled_means
+from palimpsest.report.matrix import Cell, CellReader, Matrix, read_matrix
 from palimpsest.report.spec import DIRECT, JOINT, SEQUENTIAL, ExperimentView, StudyView
 
 Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
@@ -86,12 +86,14 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All numbers of a study; `first_cells` gives a cell of each task, for metric and n."""
+    """All numbers of a study by one measure."""
 
     view: StudyView
     groups: tuple[Group, ...]
-    metrics: dict[str, tuple[str, str, int]]  # task -> metric, version, number of examples
+    # task -> metric, version, number of examples; a metric for each model joins them by commas
+    metrics: dict[str, tuple[str, str, int]]
     unbounded: tuple[str, ...]  # tasks with a score above 100
+    unparsable: dict[str, tuple[int, int]]  # task -> replies that are no number, and all of them
 
     @property
     def sequential(self) -> tuple[Group, ...]:
@@ -137,6 +139,17 @@ class Results:
                 f"Not percentages: {which} can score above 100, so averages over these and the "
                 "other tasks weigh them by their scale."
             )
+        if not self.view.knows_chance:
+            notes.append("Chance is not known by this measure.")
+        if self.unparsable:
+            which = ", ".join(
+                f"{self.view.task(task).title} {missing:,} of {total:,}"
+                for task, (missing, total) in self.unparsable.items()
+            )
+            notes.append(
+                "Replies of the judge without a score, which stay out of every mean, over all "
+                f"stages: {which}."
+            )
         return tuple(notes)
 
 
@@ -166,13 +179,31 @@ def read_results(view: StudyView) -> Results:
         joint = joints.get(key[1])
         groups.append(_group(members, samples, joint, _detail(key, keyed), baseline))
     _check_distinct(groups)
-    first = {task: cell for task, (cell, _) in reader.first.items()}
     return Results(
         view=view,
         groups=tuple(groups),
-        metrics={t: (first[t].metric, first[t].version, first[t].n) for t in names if t in first},
+        metrics={task: _metric(cells) for task in names if (cells := reader.of_task(task))},
         unbounded=tuple(t for t in names if any(_above_100(m, t) for m in matrices)),
+        unparsable=_unparsable(names, matrices),
     )
+
+
+def _metric(cells: list[Cell]) -> tuple[str, str, int]:
+    """Name the metric of a task, or all of them where models have their own."""
+    named = [
+        ", ".join(names) for names in zip(*((c.metric, c.version) for c in cells), strict=True)
+    ]
+    return named[0], named[1], cells[0].n
+
+
+def _unparsable(tasks: Iterable[str], matrices: list[Matrix]) -> dict[str, tuple[int, int]]:
+    """Count the replies that are no number, and all, over the cells of each task that has some."""
+    found = {}
+    for task in tasks:
+        own = {c.path: c for m in matrices for (_, name), c in m.cells.items() if name == task}
+        if missing := sum(cell.unparsable for cell in own.values()):
+            found[task] = (missing, sum(cell.n for cell in own.values()))
+    return found
 
 
 def _check_distinct(groups: list[Group]) -> None:
@@ -201,7 +232,7 @@ def _sample_cells(matrices: list[Matrix]) -> dict[Path, np.ndarray]:
     samples = {}
     for task, scores in by_task.items():
         score_KN = np.stack(list(scores.values()))
-        all_BK = np.vstack([score_KN.mean(1), resampled_means(score_KN, task)]) * 100
+        all_BK = np.vstack([mean_parsed(score_KN), resampled_means(score_KN, task)]) * 100
         samples.update(zip(scores, all_BK.T, strict=True))
     return samples
 
@@ -221,7 +252,8 @@ def _group(members, samples, joint, detail: str, baseline) -> Group:
     view = members[0].experiment
     grids = [_grid(matrix, samples) for matrix in members]
     each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
-    pooled = {name: _pool([one[name] for one in each]) for name in each[0]}
+    shared = [name for name in each[0] if all(name in one for one in each)]
+    pooled = {name: _pool([one[name] for one in each]) for name in shared}
     if view.protocol == SEQUENTIAL and "average_accuracy" in pooled:
         name, base = baseline.setdefault(view.model, (view.name, pooled["average_accuracy"]))
         if base is not pooled["average_accuracy"]:
@@ -261,7 +293,7 @@ def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint) -> Samples:
                 samples[aggregate.name] = aggregate.compute(a, own_T)
             elif joint_T is not None:
                 samples[aggregate.name] = aggregate.compute(a, own_T, joint_T)
-    return {name: value for name, value in samples.items() if np.isfinite(value).all()}
+    return {name: value for name, value in samples.items() if np.isfinite(value[0])}
 
 
 def _joint_scores(joint, tasks: list[str]) -> np.ndarray | None:

@@ -5,6 +5,7 @@ The report knows neither the config nor how a stage was trained; all that it rea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,48 @@ PROTOCOLS = (SEQUENTIAL, DIRECT, JOINT, ZERO_SHOT)
 
 
 @dataclass(frozen=True)
+class Measure:
+    """By what all cells of a report were scored.
+
+    `name` is that of the cells' directories and of the page's, `text` a sentence about it.
+    """
+
+    name: str
+    title: str
+    text: str
+
+
+MEASURES = {
+    "metric": Measure(
+        "metric",
+        "Corrected metrics",
+        "Each task is scored by its own metric, in the version that the table of tasks names.",
+    ),
+    "as-published": Measure(
+        "as-published",
+        "Metrics as published",
+        "Each task is scored as the code does that was released with the benchmark’s paper, quirk "
+        "for quirk, so that numbers can be laid beside others that it gave.",
+    ),
+}
+
+
+def judged(name: str, title: str) -> Measure:
+    """Return the measure that a judge is."""
+    return Measure(
+        name,
+        title,
+        "A language model judges each answer against the expected one and gives it a score; it "
+        "sees no picture.",
+    )
+
+
+@dataclass(frozen=True)
 class TaskView:
     """One task.
 
-    `chance` is in percent: the score of always giving the most frequent training answer.
+    `chance` is in percent, by the measure of the view: the score of always giving the most
+    frequent training answer; NaN where it is not known.
     `gallery` is a Parquet file of a dozen test examples: id, image (PNG bytes), question,
     references (list of str).
     """
@@ -34,14 +73,16 @@ class RowView:
     """One stage: a row of the accuracy matrix.
 
     `stage` is the last step ("base" where nothing has been learnt), `learnt` the tasks of that
-    step. `cells` gives the directory of each evaluated task; a task that is not named was not
-    evaluated there.
+    step. `cells` gives the directory of each evaluated task, which holds scores.json and
+    outcomes.parquet and lies beside predictions.parquet; a task that is not named was not
+    evaluated there. `record` is the stage.json of a stage that was trained.
     """
 
     lineage: str
     stage: str
     learnt: tuple[str, ...]
     cells: dict[str, Path]
+    record: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +100,21 @@ class Allocation:
 
 
 @dataclass(frozen=True)
+class PublishedRef:
+    """A matrix of a file of published results (config/published), to be laid beside ours."""
+
+    path: Path
+    matrix: str
+
+
+@dataclass(frozen=True)
 class ExperimentView:
     """One sequence, or one reference, of one model with one method, order and seed.
 
     Rows are oldest first. A sequential experiment starts with the base and has one row a stage
     after it; a direct one has a row a task, a joint one a single row, zero-shot the base alone.
     `allocated` is None where not all of its stages were jobs of a scheduler that knows them.
+    `published` are results of others, by the measure of the view, to lay beside it.
     """
 
     name: str
@@ -76,6 +126,7 @@ class ExperimentView:
     seed: int | None
     rows: tuple[RowView, ...]
     allocated: Allocation | None = None
+    published: tuple[PublishedRef, ...] = ()
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -94,7 +145,7 @@ class ExperimentView:
 
 @dataclass(frozen=True)
 class StudyView:
-    """Everything that one report shows; `commit` is the git commit of the code that built it.
+    """Everything that a report shows by one measure; `commit` is that of the code that built it.
 
     `allocated` is that of all stages of the study, each counted once.
     """
@@ -107,6 +158,12 @@ class StudyView:
     results_root: Path
     commit: str
     allocated: Allocation | None = None
+    measure: Measure = MEASURES["metric"]
+
+    @property
+    def knows_chance(self) -> bool:
+        """Whether the chance of every task is known by this measure."""
+        return not any(math.isnan(task.chance) for task in self.tasks)
 
     def task(self, name: str) -> TaskView:
         """Return the task of this name."""

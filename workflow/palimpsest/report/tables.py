@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.report import costs
-from palimpsest.report.aggregates import AGGREGATES
+from palimpsest.report.aggregates import AGGREGATES, by_name
 from palimpsest.report.results import Estimate, Group, Results
 
 LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "→": r"$\to$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
-    "–": "--", "[": "{[}", "]": "{]}",
+    "–": "--", "[": "{[}", "]": "{]}", "†": r"\dag{}", "‡": r"\ddag{}", "|": r"\textbar{}",
 }  # fmt: skip
+Table = tuple[str, str, list[str], list[list[str]]]  # name, caption, header, rows of text
 # A column's title -> the key of cost_rows, and how it is written.
 WHOSE = {"": ("title", str), "seed": ("seed", str), "stages": ("stages", str)}
 KEPT = WHOSE | {
@@ -37,7 +39,10 @@ ALLOCATED = WHOSE | {
 
 
 def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
-    """Return every cell, long form; `of` is "value" (the metric) or "right_kind", in percent."""
+    """Return every cell, long form; `of` is "value" (the metric) or "right_kind", in percent.
+
+    `n` counts the test examples; `unparsable` those that have no score and stay out of the value.
+    """
     rows = []
     for group in results.groups:
         for matrix in group.matrices:
@@ -49,6 +54,7 @@ def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
                     "lineage": stage.lineage, "stage": stage.stage, "task": task,
                     "metric": cell.metric if of == "value" else of,
                     "version": cell.version, "value": getattr(cell, of), "n": cell.n,
+                    **({"unparsable": cell.unparsable} if of == "value" else {}),
                 })  # fmt: skip
     frame = pd.DataFrame(rows)
     depth = frame["lineage"].str.count("/") + (frame["lineage"] != "base")
@@ -70,7 +76,8 @@ def summary_frame(results: Results) -> pd.DataFrame:
                 ends = {"value": e.value, "low": e.low, "high": e.high}
                 rows.append({**identity, "metric": metric, **ends})
     keys = ["benchmark", "model", "method", "order", "seed", "metric"]
-    return pd.DataFrame(rows).sort_values(keys, ignore_index=True)
+    frame = pd.DataFrame(rows, columns=[*keys, "value", "low", "high"])
+    return frame.sort_values(keys, ignore_index=True)
 
 
 def task_frame(results: Results) -> pd.DataFrame:
@@ -110,20 +117,31 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def write_tables(results: Results, out: Path) -> None:
-    """Write every table of a report into its directory."""
-    frames = {
+def frames_of(results: Results) -> dict[str, pd.DataFrame]:
+    """Return the tables for programs that every page has, by the names of their files."""
+    return {
         "matrix": matrix_frame(results),
         "right_kind": matrix_frame(results, "right_kind"),
         "summary": summary_frame(results),
         "tasks": task_frame(results),
-        "costs": cost_frame(results),
     }
+
+
+def front_frames(measured: Sequence[Results]) -> dict[str, pd.DataFrame]:
+    """Return those of the front page alone: all aggregates of all measures, and the costs."""
+    found = {"costs": cost_frame(measured[0])}
+    if len(measured) > 1:
+        each = [summary_frame(one).assign(measure=one.view.measure.name) for one in measured]
+        found["measures"] = pd.concat(each, ignore_index=True)
+    return {name: frame for name, frame in found.items() if frame is not None}
+
+
+def write_tables(frames: dict[str, pd.DataFrame], papers: Iterable[Table], out: Path) -> None:
+    """Write tables for programs and for papers into the directory of a page."""
     for name, frame in frames.items():
-        if frame is not None:
-            write_frame(frame, out / name)
+        write_frame(frame, out / name)
     (out / "tables").mkdir()
-    for table in paper_tables(results):
+    for table in papers:
         (out / f"tables/{table[0]}.md").write_text(markdown(table), encoding="utf-8")
         (out / f"tables/{table[0]}.tex").write_text(latex(table), encoding="utf-8")
 
@@ -154,17 +172,15 @@ def _text(seed: int | None) -> str:
 # --------------------------------------------------------------------------------- for papers
 
 
-Table = tuple[str, str, list[str], list[list[str]]]  # name, caption, header, rows of text
-
-
 def matrix_table(results: Results, group: Group) -> Table:
-    """Return the accuracy matrix of a group: a row a stage, chance below."""
+    """Return the accuracy matrix of a group: a row a stage, chance below if it is known."""
     titles = [results.view.task(task).title for task in group.tasks]
     rows = [
         [stage_title(results, row.stage), *map(score, value_T)]
         for row, value_T in zip(group.view.rows, group.value_RT, strict=True)
     ]
-    rows.append(["chance", *[score(results.view.task(task).chance) for task in group.tasks]])
+    if results.view.knows_chance:
+        rows.append(["chance", *[score(results.view.task(task).chance) for task in group.tasks]])
     caption = (
         f"Accuracy matrix of {group.title}: score (%) on each task (column) after each stage (row)"
     )
@@ -240,9 +256,33 @@ def _cost_table(name: str, caption: str, columns: dict, rows: list[dict[str, Any
 
 
 def paper_tables(results: Results) -> list[Table]:
-    """Return the method comparison, the scores by task, the matrix of each sequence, the costs."""
+    """Return the method comparison, the scores by task, and the matrix of each sequence."""
     matrices = [matrix_table(results, group) for group in results.sequential]
-    return [comparison_table(results), task_table(results), *matrices, *cost_tables(results)]
+    return [comparison_table(results), task_table(results), *matrices]
+
+
+def front_tables(measured: Sequence[Results]) -> list[Table]:
+    """Return those of the front page alone: the measures if there are several, and the costs."""
+    several = [measure_table(measured)] if len(measured) > 1 else []
+    return [*several, *cost_tables(measured[0])]
+
+
+def measure_table(measured: Sequence[Results]) -> Table:
+    """Return a column a measure: what CoIN reports of each group, never averaged over measures."""
+    rows = []
+    for group in measured[0].sequential or measured[0].groups:
+        for name in ("average_accuracy", "mean_average_accuracy", "bwt_coin"):
+            same = [next(g for g in one.groups if g.slug == group.slug) for one in measured]
+            cells = [with_interval(each.estimates.get(name)) for each in same]
+            if set(cells) != {"–"}:
+                aggregate = by_name(name)
+                rows.append([f"{group.title}: {aggregate.title} ({aggregate.unit})", *cells])
+    caption = (
+        "The same cells by each measure, with 95 % paired bootstrap intervals. A column is one "
+        "measure; two of them are different questions, so their numbers are neither averaged nor "
+        "subtracted"
+    )
+    return "measures", caption, ["", *[one.view.measure.title for one in measured]], rows
 
 
 def _mean(group: Group) -> str:
@@ -318,7 +358,7 @@ def _own_and_last(results: Results, groups: tuple[Group, ...]) -> list[list[str]
     rows = [["own stage → last (%)", "chance", *[group.title for group in groups]]]
     for task in results.view.tasks:
         pairs = [f"{g.own(task.name):.1f} → {g.end(task.name):5.1f}" for g in groups]
-        rows.append([task.title, f"{task.chance:.1f}", *[p.replace("nan", "–") for p in pairs]])
+        rows.append([task.title, score(task.chance), *[p.replace("nan", "–") for p in pairs]])
     return rows
 
 

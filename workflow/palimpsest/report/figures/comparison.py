@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
@@ -110,15 +111,18 @@ def _scores(results: Results, axis) -> None:
     """Draw learning and average accuracy of the sequences, references and chance below."""
     sequences, references = results.sequential, results.references
     places = [-k for k in range(len(sequences))]
-    places += [-len(sequences) - 0.5 - k for k in range(len(references) + 1)]
+    chance = ["Chance"] if results.view.knows_chance else []
+    places += [-len(sequences) - 0.5 - k for k in range(len(references) + len(chance))]
     for k, (group, y) in enumerate(zip((*sequences, *references), places, strict=False)):
         if group.sequential:
             _sequence(group, y, Look.of(k).color, axis)
         else:
             _reference(group, y, axis)
-    chance = sum(task.chance for task in results.view.tasks) / len(results.view.tasks)
-    axis.plot(chance, places[-1], "D", color=MUTED, ms=3.5)
-    axis.set_yticks(places, [*_titles(sequences), *_titles(references), "Chance"])
+    if chance:
+        axis.plot(
+            np.mean([t.chance for t in results.view.tasks]), places[-1], "D", color=MUTED, ms=3.5
+        )
+    axis.set_yticks(places, [*_titles(sequences), *_titles(references), *chance])
     axis.set_ylim(places[-1] - 0.6, 0.6)
     values = [group.value_RT for group in results.groups]
     axis.set_xlim(0, ceiling(*values) if results.unbounded else 100)

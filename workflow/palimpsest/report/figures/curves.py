@@ -43,7 +43,7 @@ def draw(results: Results) -> list[Picture]:
 
 def _draw(results: Results, groups: tuple[Group, ...]):
     tasks = groups[0].tasks
-    handles = _handles(groups)
+    handles = _handles(groups, results.view.knows_chance)
     figure, axes = panels(len(tasks), top=0.3 if len(groups) <= 3 else 0.45)
     joint = results.reference(JOINT, groups[0].view.model)
     high = ceiling(*[group.value_RT for group in groups])
@@ -60,17 +60,18 @@ def _draw(results: Results, groups: tuple[Group, ...]):
     return figure
 
 
-def _handles(groups: tuple[Group, ...]) -> list[Line2D]:
+def _handles(groups: tuple[Group, ...], knows_chance: bool) -> list[Line2D]:
     handles = []
     for number, group in enumerate(groups):
         look = {"color": Look.of(number).color, "marker": Look.of(number).marker}
         handles.append(
             Line2D([], [], ls=Look.of(number).dashes, ms=3, label=wrap(group.title, 30, 1), **look)
         )
+    handles.append(Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"))
+    if knows_chance:
+        handles.append(Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"))
     return [
         *handles,
-        Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"),
-        Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"),
         Line2D([], [], marker="o", ls="", ms=6, mfc=PAPER, mec=INK, label="own stage"),
     ]
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
+from palimpsest.report.bootstrap import mean_parsed
 from palimpsest.report.figures.style import (
     COLUMN,
     ON_DARK,
@@ -43,10 +44,11 @@ def _draw(results: Results, group: Group) -> Picture:
     )
     high = ceiling(value_RT)
     learnt = [
-        np.nanmean(row[(group.own_T <= t) & (group.own_T >= 0)]) if t else np.nan
+        mean_parsed(row[(group.own_T <= t) & (group.own_T >= 0)]) if t else np.nan
         for t, row in enumerate(value_RT)
     ]
     chance = [results.view.task(task).chance for task in group.tasks]
+    below = "chance" if results.view.knows_chance else ""
     _block(axis, value_RT, 0, 0, high)
     _block(axis, np.array(learnt)[:, None], num_tasks + GAP, 0, high)
     mesh = _block(axis, np.array(chance)[None], 0, num_rows + GAP, high)
@@ -61,7 +63,7 @@ def _draw(results: Results, group: Group) -> Picture:
     axis.set_xticks(
         centres, [*titles, "mean, learnt"], rotation=45, ha="right", rotation_mode="anchor"
     )
-    axis.set_yticks([*(np.arange(num_rows) + 0.5), num_rows + GAP + 0.5], [*stages, "chance"])
+    axis.set_yticks([*(np.arange(num_rows) + 0.5), num_rows + GAP + 0.5], [*stages, below])
     axis.tick_params(length=0, pad=2)
     axis.set_ylabel("after stage")
     axis.set_xlabel("score on task (%)")

@@ -132,7 +132,7 @@ def stage_axis(axis, num_stages: int, *, bottom: bool, left: bool, high: float) 
 
 def ceiling(*values) -> float:
     """Return the top of a score axis: 100, or more where a metric exceeds it."""
-    top = max(100.0, *(float(np.nanmax(v)) for v in values if np.size(v)))
+    top = max(100.0, *(float(np.nanmax(v, initial=0)) for v in values if np.size(v)))
     return 100.0 if top <= 100 else float(np.ceil(top / 20) * 20)
 
 
