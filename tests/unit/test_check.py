@@ -65,7 +65,13 @@ def test_what_is_there_is_counted(results):
     assert "there    splits" in found
     assert "not yet  converted       palimpsest convert mini-scienceqa" in found
     assert "broken   train pictures  24 of 25 that were looked for; there is no picture" in text
-    assert "Every download is there. Next:\n  palimpsest convert mini-s" in text
+    assert "palimpsest download coin-miniature" not in text
+    assert "palimpsest download miniature-qwen-vl" in text  # of the study's models
+    for model in ("llava", "qwen-vl", "minigpt-v2"):
+        name = f"miniature-{model}"
+        download(name, load(Download, name), results / "downloads" / name)
+    text = check("coin-miniature", results)
+    assert "Every download is there. Next:\n  snakemake --profile profiles/local" in text
 
 
 def test_what_is_converted_is_said(results):
