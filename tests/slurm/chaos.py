@@ -34,6 +34,7 @@ from workspace import TASKS, convert, forget
 METHODS = ("lora", "replay")
 TICK = 0.3  # seconds between two looks at the study
 PER_ROUND = 25  # events at most
+FORGOTTEN = 60.0  # seconds without any progress, and without a job, before Snakemake is restarted
 STALLED = 300.0  # seconds without any progress after which a campaign is given up
 
 
@@ -49,6 +50,7 @@ class Summary:
     events: Counter[str] = field(default_factory=Counter)
     left_out: list[str] = field(default_factory=list)  # events that this machine does not allow
     snakemake_errors: int = 0  # ends with an error, its retries used up
+    forgotten: int = 0  # times that Slurm had forgotten the jobs that Snakemake waited for
     attempts: dict[str, int] = field(default_factory=dict)  # by seed and stage
     resumes: int = 0
     restarts_from_zero: int = 0
@@ -62,7 +64,8 @@ class Summary:
     @property
     def snakemake_starts(self) -> int:
         """How often the command was given: once a round, and after each end of Snakemake."""
-        return len(self.seeds) + self.snakemake_errors + self.events["kill Snakemake"]
+        again = self.snakemake_errors + self.forgotten + self.events["kill Snakemake"]
+        return len(self.seeds) + again
 
     @property
     def identical(self) -> bool:
@@ -81,7 +84,11 @@ class Summary:
             ("events", str(self.events.total())),
             *((f"  {kind}", str(number)) for kind, number in sorted(self.events.items())),
             *((f"  {kind}", "not possible on this machine") for kind in self.left_out),
-            ("Snakemake starts", f"{self.snakemake_starts}, {self.snakemake_errors} after errors"),
+            (
+                "Snakemake starts",
+                f"{self.snakemake_starts}, {self.snakemake_errors} after errors, "
+                f"{self.forgotten} as Slurm had forgotten its jobs",
+            ),
             ("attempts", f"{sum(self.attempts.values())} at {len(self.attempts)} stages"),
             *((f"  {stage}", str(number)) for stage, number in self.attempts.items()),
             ("resumes", str(self.resumes)),
@@ -107,6 +114,11 @@ class Witness:
         self.seen: tuple = ()
         self.moved = time.monotonic()
 
+    @property
+    def idle(self) -> float:
+        """The seconds in which nothing has moved."""
+        return time.monotonic() - self.moved
+
     def look(self) -> None:
         """Note what has changed; Stalled, with a picture, if nothing has for a long time."""
         for place in self.places:
@@ -119,7 +131,7 @@ class Witness:
         seen = (*self.steps.values(), *done, *scored)
         if seen != self.seen:
             self.seen, self.moved = seen, time.monotonic()
-        if time.monotonic() - self.moved > STALLED:
+        if self.idle > STALLED:
             raise Stalled(picture(self.study))
 
 
@@ -197,6 +209,12 @@ class Campaign:
                 say(f"Snakemake has ended with exit code {study.snakemake.returncode}: again")
                 summary.snakemake_errors += 1
                 study.start()
+            if witness.idle > FORGOTTEN and not tormentor.outages and not study.queue():
+                say("Slurm has forgotten the jobs that Snakemake waits for: Snakemake again")
+                summary.forgotten += 1
+                study.end()
+                study.start()
+                witness.moved = time.monotonic()
             if events and time.monotonic() > due and (event := tormentor.strike()):
                 kind, target = event
                 summary.events[kind] += 1

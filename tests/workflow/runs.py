@@ -69,7 +69,7 @@ def start(root: Path, *command: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> Run:
     """Wait for a command and return how it ended."""
-    text, _ = process.communicate(timeout=900)
+    text, _ = process.communicate(timeout=1500)
     return Run(process.returncode, text)
 
 

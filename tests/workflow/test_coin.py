@@ -1,0 +1,103 @@
+"""CoIN from end to end: its miniature, from the publishers' formats to a report by each measure."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pandas as pd
+import pytest
+
+from palimpsest.files import read_json
+from runs import NOTHING, REPOSITORY, run
+
+COMMAND = ["snakemake", "--profile", "profiles/local", "--cores", "2"]
+CONFIGFILE = ["--configfile", "config/coin-miniature.yaml"]
+MODELS = ("miniature-llava", "miniature-qwen-vl", "miniature-minigpt-v2")
+METHODS = ("lora-coin-miniature", "moelora-coin-miniature")
+TASKS = (
+    "mini-scienceqa", "mini-textvqa", "mini-imagenet", "mini-gqa", "mini-vizwiz", "mini-grounding",
+    "mini-vqav2", "mini-ocrvqa",
+)  # fmt: skip
+MEASURES = ("metric", "as-published", "miniature-judge")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A clone in which the miniature study has been run, by the command of docs/coin.md."""
+    root = tmp_path_factory.mktemp("coin")
+    shutil.copy(REPOSITORY / "Snakefile", root)
+    for name in ("config", "profiles", "rules"):
+        shutil.copytree(REPOSITORY / name, root / name)
+    (root / "workflow").symlink_to(REPOSITORY / "workflow")
+    found = run(root, *COMMAND, *CONFIGFILE)
+    assert found.code == 0, found.text
+    return root
+
+
+def test_every_stage_of_three_models_and_two_methods(finished):
+    stages = finished / "results" / "stages" / "coin-miniature"
+    for model in MODELS:
+        for method in METHODS:
+            for learnt in range(1, 9):
+                lineage = "/".join(TASKS[:learnt])
+                record = stages / model / method / "seed-0" / lineage / "stage" / "stage.json"
+                assert read_json(record)["steps"] == 3
+        joint = "+".join(sorted(TASKS))
+        assert (stages / model / METHODS[0] / "seed-0" / joint / "stage" / "adapter").is_dir()
+    assert len([*stages.rglob("stage.json")]) == 2 * 51  # and a copy of each, to resume from
+
+
+def test_what_a_stage_may_train_is_its_models(finished):
+    def projector(model):
+        place = f"results/stages/coin-miniature/{model}/{METHODS[0]}/seed-0/{TASKS[0]}/stage"
+        return (finished / place / "projector.safetensors").exists()
+
+    assert {model: projector(model) for model in MODELS} == {
+        "miniature-llava": True,
+        "miniature-qwen-vl": False,
+        "miniature-minigpt-v2": True,
+    }
+
+
+def test_bad_records_are_counted_and_named(finished):
+    for task in TASKS:
+        splits = read_json(finished / "results" / "data" / task / "manifest.json")["splits"]
+        assert (splits["train"]["examples"], splits["test"]["examples"]) == (24, 24)
+        (rejected,) = splits["train"]["rejected"]
+        assert rejected["file"].endswith("train.json")
+        assert rejected["line"] == 25
+        assert rejected["reason"]
+
+
+def test_every_measure_has_a_page_of_its_own_numbers(finished):
+    report = finished / "results" / "reports" / "coin-miniature"
+    pages = [report, report / "as-published", report / "miniature-judge"]
+    for page, measure in zip(pages, MEASURES, strict=True):
+        assert (page / "index.html").stat().st_size > 10_000
+        rows = pd.read_csv(page / "matrix.csv")
+        sequential = rows[rows["protocol"] == "sequential"]
+        # After a stage, the tasks learnt by then: 36 cells, and 8 of the base.
+        assert len(sequential) == 3 * 2 * (36 + 8)
+        assert rows["value"].dropna().between(0, 100).all()
+        assert all(f"/test/{task}/{measure}" in "".join(rows["cell"]) for task in TASKS)
+    published = pd.read_csv(report / "as-published" / "published.csv")
+    assert set(published["matrix"]) >= {"R1", "R4"}
+    assert not (report / "published.csv").exists()  # another measure: nothing to compare
+
+
+def test_a_judge_that_says_numbers_is_understood(finished):
+    cells = finished.glob("results/stages/**/cells/test/*/miniature-judge/scores.json")
+    scores = [read_json(path) for path in cells]
+    assert len(scores) == 3 * (8 + 8 + 8 * 8 * 2)  # a job for all cells of a stage
+    assert sum(score["unparsable"] for score in scores) < 0.5 * sum(s["n"] for s in scores)
+    assert all(score["value"] is None or math.isfinite(score["value"]) for score in scores)
+    replies = (finished / "results" / "judgements").rglob("*.jsonl")
+    assert all(json.loads(line) for path in replies for line in path.read_text().splitlines())
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    found = run(finished, *COMMAND, *CONFIGFILE)
+    assert found.code == 0
+    assert NOTHING in found.text
