@@ -4,6 +4,8 @@
 #   snakemake --profile profiles/slurm --config study=coin        a study, on a cluster
 #   snakemake --profile profiles/local --config study=demo -n     what would run
 #
+# `--configfile config/<study>.yaml` names a study as well as `--config study=<study>`.
+#
 # A study is a file of config/; where it runs is said by the profile.
 
 from snakemake.utils import min_version

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from palimpsest import study
+from palimpsest.config import Model, Task, load
 from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.refusal import ConfigError
-from palimpsest.study import plan, refuse_foreign_stages, stage_fingerprint
+from palimpsest.study import (
+    manner_of,
+    plan,
+    refuse_foreign_stages,
+    scorer,
+    stage_fingerprint,
+)
 from workspace import forget
 
 REPOSITORY = Path(__file__).parents[2]
@@ -209,3 +216,44 @@ def test_the_demos_orders_share_two_stages(shipped):
     found = plan("demo-swapped")
     coin, swapped = (experiment(found, "lora", order).stages for order in ("coin", "swapped"))
     assert len(set(coin) & set(swapped)) == 1 + 2  # the base, and as benchmarks/demo.yaml says
+
+
+def test_how_a_model_answers(workplace):
+    small = load(Task, "signs").max_new_tokens
+    as_trained = manner_of("tiny", "signs", "consistent")
+    assert (as_trained.max_new_tokens, as_trained.drop_first) == (small, False)
+    assert as_trained.of_model["chat"] == load(Model, "tiny").chat
+    chat = {"user": "Q: {question}", "assistant": " A:{answer}", "image": "<image>"}
+    published = {
+        "source": "a paper's scripts",
+        "chat": chat,
+        "max_new_tokens": {"sign*": 99, "*": 7},
+        "crop": ["count", "box*"],
+        "drop_first": True,
+        "metrics": {"box*": "coin_exact"},
+    }
+    workplace.change("models/tiny", as_published=published, pictures="pad")
+    workplace.change("tasks/signs", as_published="coin_gqa")
+    workplace.change("tasks/boxes", as_published="coin_gqa")
+    signs, boxes = (manner_of("tiny", task, "as-published") for task in ("signs", "boxes"))
+    assert (signs.max_new_tokens, boxes.max_new_tokens) == (99, 7)
+    assert (signs.of_model["pictures"], boxes.of_model["pictures"]) == ("pad", "crop")
+    assert signs.of_model["chat"].user == "Q: {question}"
+    assert signs.drop_first
+    assert scorer("tiny", "signs", "as-published") == ("coin_gqa", {})
+    assert scorer("tiny", "boxes", "as-published") == ("coin_exact", {})
+    assert scorer("tiny", "boxes", "metric")[0] == load(Task, "boxes").metric
+    del published["max_new_tokens"]["*"]
+    workplace.change("models/tiny", as_published=published)
+    with pytest.raises(ConfigError, match="max_new_tokens: no line fits task 'boxes'"):
+        manner_of("tiny", "boxes", "as-published")
+
+
+def test_after_a_stage_the_tasks_learnt_by_then(workplace):
+    everything = len(plan("small").cells)
+    workplace.change("small", evaluation__cells="learnt")
+    planned = plan("small")
+    for stage, task in planned.cells:
+        assert not stage.parent or task in stage.lineage.learnt
+    assert {task for stage, task in planned.cells if not stage.parent} == set(planned.tasks)
+    assert len(planned.cells) < everything
