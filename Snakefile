@@ -32,7 +32,7 @@ include: "rules/report.smk"  # scores -> tables, figures, page
 
 onstart:
     shell("palimpsest plan {STUDY.name}")
-    LEFT.take_over()
+    LEFT.take_over(RESULTS)
 
 
 onerror:

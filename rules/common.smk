@@ -40,10 +40,7 @@ except ValueError as error:
 EVALUATION = STUDY.study.evaluation
 BY_RULE = [name for name in STUDY.study.measures if name in (METRIC, AS_PUBLISHED)]
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
-PARTS = {name: load(Model, name).parts for name in STUDY.study.models}
-ASSEMBLED = [name for name, parts in PARTS.items() if parts]
-# What is laid beside the study's matrices.
-PUBLISHED = [f"config/published/{STUDY.study.published.file}.yaml"] if STUDY.study.published else []
+ASSEMBLED = [name for name in STUDY.study.models if load(Model, name).parts]
 # What a command is told of how cells are computed.
 HOW = f"--split {EVALUATION.split} --generation {EVALUATION.generation}" + (
     f" --sample {EVALUATION.sample}" if EVALUATION.sample else ""
@@ -135,12 +132,6 @@ def weights(wildcards):
     """The weights of a stage's model, if they are made here."""
     name = Stage.parse(wildcards.stage).model
     return f"results/models/{name}/config.json" if name in ASSEMBLED else []
-
-
-def parts_of(model):
-    """The downloads in which the parts of a model's weights are."""
-    names = {part.split("/")[0] for part in PARTS[model].values()}
-    return sorted(DOWNLOAD.format(download=name) for name in names)
 
 
 def judge_of(wildcards):

@@ -4,7 +4,7 @@
 # Published parts -> one directory that a model is loaded from.
 rule assemble:
     input:
-        lambda wildcards: parts_of(wildcards.model),
+        lambda wildcards: expand(DOWNLOAD, download=load(Model, wildcards.model).downloads),
     output:
         "results/models/{model}/config.json",
     log:

@@ -3,7 +3,7 @@ rule report:
         scores=rules.evaluate_all.input,
         chance=expand("results/data/{task}/chance.json", task=STUDY.tasks),
         gallery=expand("results/data/{task}/gallery.parquet", task=STUDY.tasks),
-        published=PUBLISHED,
+        published=STUDY.published or [],
     output:
         report(
             directory(REPORT),

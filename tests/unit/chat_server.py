@@ -1,6 +1,8 @@
 """A server that speaks OpenAI's chat completions: in a thread of a test, or as `vllm serve` is run.
 
-python chat_server.py --port 8000
+    python chat_server.py --port 8000 --delay 0.1
+
+As a command it listens on all addresses, and its replies are ratings of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from zlib import crc32
 
 Answer = tuple[int, dict[str, str], Any]  # status, headers, body
 
@@ -24,8 +27,8 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        super().__init__((host, port), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.reply: Callable[[str], str] = lambda prompt: "8"
         self.first: list[Answer] = []
@@ -78,6 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def rating(prompt: str) -> str:
+    """A whole number from 0 to 10 that the prompt decides."""
+    return str(crc32(prompt.encode()) % 11)
+
+
 @contextmanager
 def chat_server():
     """A server that runs in a thread."""
@@ -95,4 +103,8 @@ def chat_server():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    ChatServer(parser.parse_args().port).serve_forever()
+    parser.add_argument("--delay", type=float, default=0.0)
+    args = parser.parse_args()
+    server = ChatServer("", args.port)
+    server.reply, server.delay = rating, args.delay
+    server.serve_forever()

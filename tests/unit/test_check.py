@@ -9,10 +9,9 @@ import shutil
 import pytest
 
 from palimpsest.check import check
-from palimpsest.config import Benchmark, Download, Task, load
+from palimpsest.config import CONFIG, Benchmark, Download, Task, load
 from palimpsest.data.convert import convert
 from palimpsest.data.downloads.download import download
-from palimpsest.study import CONFIG
 
 
 def lines_of(text, start):

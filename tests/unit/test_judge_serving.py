@@ -90,7 +90,7 @@ def test_the_first_who_asks_starts_a_server(judge):
     assert LOG.read_text().count("chat_server.py --port") == 1
     endpoint = Endpoint(judge(), found[0], PLACE / serving.USED)
     os.utime(PLACE / serving.USED, (0, 0))
-    assert list(endpoint.replies(["a"])) == [("a", "8")]
+    assert list(endpoint.replies(["a"])) == [("a", chat_server.rating("a"))]
     assert time.time() - (PLACE / serving.USED).stat().st_mtime < 60
 
 
@@ -139,6 +139,21 @@ def test_a_server_that_was_killed_is_replaced(judge):
     second = serving.find("strict", judge(), RESULTS)
     assert second != first["url"]
     assert is_up(second)
+
+
+def test_one_that_is_about_to_end_is_replaced(judge):
+    configured, used, found = judge(), PLACE / serving.USED, []
+    process = serve(configured)
+    (PLACE / "endpoint.json").unlink()
+    os.utime(used, (0, 0))
+    asker = threading.Thread(
+        target=lambda: found.append(serving.find("strict", configured, RESULTS))
+    )
+    asker.start()
+    wait_until(lambda: used.stat().st_mtime > 0)  # it has begun to wait
+    process.terminate()
+    asker.join()
+    assert is_up(found[0])
 
 
 def test_a_server_that_cannot_start_is_shown(judge):
@@ -193,6 +208,7 @@ def test_on_a_cluster_the_server_is_a_job(judge, slurm):
     options = Path("sbatch.txt").read_text().splitlines()
     assert {
         "--parsable", "--cpus-per-task=4", "--mem=100", "--time=7", "--gpus=2", "--nodes=1",
+        "--no-requeue",
         "--account=lab", "--constraint=a100", f"--output={LOG}",
     } <= set(options)  # fmt: skip
     partitions = [option for option in options if option.startswith("--partition")]

@@ -50,7 +50,7 @@ def test_training_goes_on_and_the_rest_is_cancelled(queued, capsys):
     )
     left = left_in_queue([FIRST, SECOND], Path(), alone=True)
     assert {stage: job.id for stage, job in left.training.items()} == {FIRST: "1"}
-    left.take_over()
+    left.take_over(Path("results"))
     assert cancelled == ["2"]
     printed = capsys.readouterr().err.splitlines()
     assert printed[0] == "2 jobs of an earlier run are in the queue:"
@@ -63,7 +63,7 @@ def test_a_job_that_has_its_place_in_the_queue_keeps_it(queued, capsys):
         job("1", COMMENT, "PENDING"), job("2", COMMENT, "PENDING", waits_for="afterany:1")
     )
     left = left_in_queue([FIRST], Path(), alone=True)
-    left.take_over()
+    left.take_over(Path("results"))
     assert left.training[FIRST].id == "1"
     assert cancelled == ["2"]
     assert f"job 1 trains {FIRST} (pending: Priority)" in capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_jobs_of_another_snakemake_that_is_alive_are_left_alone(queued):
 
 def test_nothing_is_said_where_nothing_is_left(queued, capsys):
     queued()
-    left_in_queue([FIRST], Path(), alone=True).take_over()
+    left_in_queue([FIRST], Path(), alone=True).take_over(Path("results"))
     assert capsys.readouterr().err == ""
 
 

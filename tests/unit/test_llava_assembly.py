@@ -16,7 +16,7 @@ from palimpsest.config import Model, load
 from palimpsest.data.example import Example, Turn, black
 from palimpsest.methods.adapter import target_layers
 from palimpsest.models import assembly
-from palimpsest.models.llava_assembly import assemble
+from palimpsest.models.families.llava import assemble
 from palimpsest.models.lmm import IGNORE
 from palimpsest.models.miniatures.llava import LAYERS, PIECES, generate
 

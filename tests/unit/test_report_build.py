@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from palimpsest.report import build, terminal_table
+from palimpsest.report.page import differences
 from palimpsest.report.results import read_results
 from palimpsest.report.spec import StudyView
 from palimpsest.report.tables import latex, matrix_frame, summary_frame
@@ -276,6 +277,17 @@ def test_the_difference_of_a_method_from_itself_is_nothing(tmp_path):
     groups = read_results(replace(view, experiments=(*view.experiments, twin))).groups
     e = groups[-1].estimates["average_accuracy_minus_lora"]
     assert (e.value, e.low, e.high) == (0, 0, 0)
+
+
+def test_a_method_is_compared_with_the_first_of_its_own_model(tmp_path):
+    view = write_study(tmp_path, n=30, methods=("lora", "replay"))
+    sequential = [e for e in view.experiments if e.protocol == "sequential"]
+    other = [replace(e, model="other") for e in sequential]
+    results = read_results(replace(view, experiments=(*view.experiments, *other)))
+    lora, replay, lora_of_other, replay_of_other = (g.title for g in results.sequential)
+    pairs = [(method, base) for method, base, _ in differences(results)]
+    assert pairs == [(replay, lora), (replay_of_other, lora_of_other)]
+    assert len({lora, replay, lora_of_other, replay_of_other}) == 4
 
 
 def test_a_study_without_a_sequence_still_reports(tmp_path):

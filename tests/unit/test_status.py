@@ -245,6 +245,45 @@ def test_cells_of_a_job_each(workplace, queue):
     assert cells()[FIRST] == {"done": 1, "running": 1, "failed": 1}
 
 
+def judged(workplace, **values):
+    """Have the study's cells judged, too."""
+    judge = {"title": "J", "kind": "endpoint", "url": "http://127.0.0.1:9/v1", "model": "m"}
+    needs = {"protocol": "corrected", "resources": {"memory_mb": 100, "minutes": 10}}
+    for name in ("kind", "strict"):
+        workplace.write(f"judges/{name}", judge | needs)
+    workplace.change("small", measures=["metric", "kind", "strict"], **values)
+
+
+def test_cells_that_are_judged(workplace, queue):
+    judged(workplace)
+    score(BASE, *TASKS)
+    assert cells()[BASE] == {"waiting": 3}
+    queue.submit("7", "PENDING", "judge", BASE, "strict")
+    assert cells()[BASE] == {"queued": 3}
+    log(BASE, "judge-kind-test", "palimpsest: error: no server")
+    assert cells()[BASE] == {"queued": 3}  # the other judge's job has failed
+    failed = look(plan("small"), NOW).failed
+    assert [(w.name, w.comment) for w in failed] == [
+        (f"judge {BASE} by kind", job_comment("judge", BASE, "kind"))
+    ]
+    queue.submit("8", "RUNNING", "judge", BASE, "kind")
+    assert cells()[BASE] == {"running": 3}
+    for task in TASKS:
+        for judge in ("kind", "strict"):
+            put(Stage.parse(BASE).cell(RESULTS, "test", task) / judge / "scores.json")
+    assert cells()[BASE] == {"done": 3}
+
+
+def test_cells_of_a_judge_job_each(workplace, queue):
+    judged(workplace, evaluation__fan_out="cell")
+    score(BASE, "signs", "count")
+    queue.submit("7", "RUNNING", "judge", BASE, "signs", "strict")
+    log(BASE, "judge-strict-test-count")
+    queue.submit("8", "RUNNING", "evaluate", BASE, "boxes")
+    assert cells()[BASE] == {"running": 2, "failed": 1}
+    assert [w.name for w in look(plan("small"), NOW).failed] == [f"judge {BASE} by strict on count"]
+
+
 def test_a_log_of_an_earlier_life(queue):
     """The stage was trained anew, or the cells answered anew, after the log was written."""
     before = NOW - timedelta(days=1)
@@ -268,6 +307,21 @@ def test_cells_that_a_process_of_this_machine_answers(workplace, queue):
         assert cells()[BASE] == {"running": 3}
         workplace.change("small", evaluation__fan_out="cell")
         assert cells()[BASE] == {"running": 3}
+        process.kill()
+
+
+def test_cells_that_a_process_of_this_machine_judges(workplace, queue):
+    judged(workplace)
+    score(BASE, *TASKS)
+    program = put("bin/palimpsest", "import time; print(flush=True); time.sleep(60)")
+    command = [sys.executable, program, "judge", BASE, "--judge", "strict", "--tasks", *TASKS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        for fan_out in ("stage", "cell"):
+            workplace.change("small", evaluation__fan_out=fan_out)
+            works = look(plan("small"), NOW).cells[Stage.parse(BASE)].works
+            assert {work.worker for work in works} == {f"process {process.pid}"}
+            assert {work.name.split(" on ")[0] for work in works} == {f"judge {BASE} by strict"}
         process.kill()
 
 

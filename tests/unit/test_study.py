@@ -188,6 +188,27 @@ def test_identities_survive_json(workplace):
     assert json.loads(json.dumps(identity)) == identity
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("tasks/count", {"downloads": ["coin"]}, "there is no download 'coin', did you"),
+        ("models/tiny", {"parts": {"vision": "clipp/large"}}, "there is no download 'clipp', did"),
+        (
+            "models/tiny",
+            {"parts": {"vision": "clip"}, "weights": "results/models/other"},
+            "weights: found 'results/models/other': should be 'results/models/tiny'",
+        ),
+    ],
+)
+def test_what_cannot_be_fetched_or_put_together_is_refused(workplace, file, changes, message):
+    manual = {"title": "F", "kind": "manual", "licence": "L", "size": "1 GB"}
+    for name in ("coin-pictures", "clip"):
+        workplace.write(f"downloads/{name}", manual | {"instructions": "I", "files": ["a"]})
+    workplace.change(file, **changes)
+    with pytest.raises(ConfigError, match=f"config/{file}.yaml: .*{message}"):
+        plan("small")
+
+
 def test_benchmarks_with_other_tasks_are_not_compared(workplace):
     workplace.write("benchmarks/two", {"title": "Two", "orders": {"o": ["signs", "count"]}})
     workplace.change("small", references__blind__benchmark="two")

@@ -6,33 +6,26 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from palimpsest.config import Benchmark, Download, Model, Study, Task, load
+from palimpsest.config import CONFIG, Benchmark, Download, Model, Study, Task, load
 from palimpsest.data.shards import read_manifest
-from palimpsest.study import CONFIG
 
 
-def check(benchmark: str, root: Path) -> str:
+def check(name: str, root: Path) -> str:
     """Return a table of what is there of a benchmark's data below the results directory `root`.
 
-    `benchmark` may be a study, which has models to fetch too. Nothing is changed or fetched.
+    `name` may be that of a study, which has models to fetch too. Nothing is changed or fetched.
     """
-    study = None
-    if (CONFIG / f"{benchmark}.yaml").is_file():
-        study = load(Study, benchmark, CONFIG)
-    tasks = load(Benchmark, study.benchmark if study else benchmark, CONFIG).tasks
-    wanted = [name for task in tasks for name in load(Task, task, CONFIG).downloads]
-    for model in study.models if study else ():
-        parts = (load(Model, model, CONFIG).parts or {}).values()
-        wanted += (part.split("/")[0] for part in parts)
-    lacking = [
-        name
-        for name in dict.fromkeys(wanted)
-        if not (root / "downloads" / name / "download.json").is_file()
-    ]
-    lines = [f"{benchmark}: {len(tasks)} tasks, read from {root / 'downloads'}"]
+    study = load(Study, name) if (CONFIG / f"{name}.yaml").is_file() else None
+    tasks = load(Benchmark, study.benchmark if study else name).tasks
+    needy = [load(Task, task) for task in tasks]
+    needy += [load(Model, model) for model in study.models] if study else []
+    wanted = dict.fromkeys(download for one in needy for download in one.downloads)
+    fetched = root / "downloads"
+    lacking = [lack for lack in wanted if not (fetched / lack / "download.json").is_file()]
+    lines = [f"{name}: {len(tasks)} tasks, read from {fetched}"]
     for task in tasks:
-        lines += ["", task, *_task(load(Task, task, CONFIG), task, root)]
-    return "\n".join([*lines, "", *_next(benchmark, tasks, lacking, root, study is not None)])
+        lines += ["", task, *_task(load(Task, task), task, root)]
+    return "\n".join([*lines, "", *_next(name, tasks, lacking, study is not None)])
 
 
 def _task(task: Task, name: str, root: Path) -> Iterator[str]:
@@ -56,11 +49,9 @@ def _row(state: str, what: str, note: str) -> str:
     return f"  {state:<8} {what:<15} {note}"
 
 
-def _next(
-    name: str, tasks: tuple[str, ...], lacking: list[str], root: Path, is_study: bool
-) -> Iterator[str]:
+def _next(name: str, tasks: tuple[str, ...], lacking: list[str], is_study: bool) -> Iterator[str]:
     """Yield what to do: fetch, put files where they are looked for, or run."""
-    configs = {lack: load(Download, lack, CONFIG) for lack in lacking}
+    configs = {lack: load(Download, lack) for lack in lacking}
     by_hand = {lack: c for lack, c in configs.items() if c.kind == "manual"}
     fetched = {lack: c for lack, c in configs.items() if c.kind != "manual"}
     if fetched:
@@ -75,8 +66,5 @@ def _next(
         yield f"  Then: palimpsest download {lack}"
     if not lacking:
         yield "Every download is there. Next:"
-        yield (
-            f"  snakemake --profile profiles/local --config study={name}"
-            if is_study
-            else (f"  palimpsest convert {tasks[0]}, and so on")
-        )
+        run = f"snakemake --profile profiles/local --config study={name}"
+        yield f"  {run if is_study else f'palimpsest convert {tasks[0]}, and so on'}"

@@ -10,12 +10,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from palimpsest import __version__
-from palimpsest.config import AS_PUBLISHED, METRIC, Download, Evaluation, Judge, Model, Task, load
+from palimpsest.config import (
+    AS_PUBLISHED,
+    CONFIG,
+    METRIC,
+    Download,
+    Evaluation,
+    Judge,
+    Model,
+    Task,
+    load,
+)
 from palimpsest.files import write_json
 from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
 from palimpsest.slurm import seconds_left
-from palimpsest.study import CONFIG, RESULTS, scorer, stage_fingerprint
+from palimpsest.study import RESULTS, scorer, stage_fingerprint
 
 # Each command imports what it needs when it runs: help and plans must not wait for torch.
 
@@ -38,7 +48,7 @@ def convert(args: argparse.Namespace) -> None:
     """read a task's dataset as its publisher wrote it, and write Arrow shards"""
     from palimpsest.data.convert import convert
 
-    task = load(Task, args.task, CONFIG)
+    task = load(Task, args.task)
     convert(
         args.task,
         reader=task.reader,
@@ -56,8 +66,13 @@ def assemble(args: argparse.Namespace) -> None:
     from importlib import import_module
 
     model = load(Model, args.model)
-    parts = {role: RESULTS / "downloads" / name for role, name in (model.parts or {}).items()}
     family = import_module(f"palimpsest.models.families.{model.family}")
+    if not model.parts or not hasattr(family, "assemble"):
+        raise ValueError(
+            f"{CONFIG}/models/{args.model}.yaml: parts: none that a model of family "
+            f"{model.family!r} is put together from; it is loaded from its `weights`"
+        )
+    parts = {role: RESULTS / "downloads" / name for role, name in model.parts.items()}
     family.assemble(parts, Path(model.weights))
 
 
@@ -66,7 +81,7 @@ def chance(args: argparse.Namespace) -> None:
     from palimpsest.evaluation.chance import chance
 
     dataset = RESULTS / "data" / args.task
-    write_json(dataset / "chance.json", chance(load(Task, args.task, CONFIG), dataset, args.split))
+    write_json(dataset / "chance.json", chance(load(Task, args.task), dataset, args.split))
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -107,7 +122,7 @@ def score(args: argparse.Namespace) -> None:
     for task in args.tasks:
         cell = args.stage.cell(RESULTS, evaluation.name, task)
         examples = open_task(RESULTS, task, evaluation.split, evaluation.sample)
-        answer_format = load(Task, task, CONFIG).answer_format
+        answer_format = load(Task, task).answer_format
         for measure in args.measures:
             by = scorer(args.stage.model, task, measure)
             score_cell(cell, measure, by, answer_format, examples, fingerprint)
@@ -122,12 +137,12 @@ def judge(args: argparse.Namespace) -> None:
     cells = [
         (
             args.stage.cell(RESULTS, evaluation.name, task),
-            load(Task, task, CONFIG),
+            load(Task, task),
             open_task(RESULTS, task, evaluation.split, evaluation.sample),
         )
         for task in args.tasks
     ]
-    judge, fingerprint = load(Judge, args.judge, CONFIG), stage_fingerprint(args.stage)
+    judge, fingerprint = load(Judge, args.judge), stage_fingerprint(args.stage)
     judge_cells(cells, args.judge, judge, fingerprint, RESULTS, args.sbatch)
 
 
@@ -135,7 +150,7 @@ def serve(args: argparse.Namespace) -> None:
     """serve the model of a judge, as long as it is asked"""
     from palimpsest.judging.serving import serve
 
-    serve(args.judge, load(Judge, args.judge, CONFIG), RESULTS)
+    serve(args.judge, load(Judge, args.judge), RESULTS)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -260,7 +275,7 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
 
 def _set_threads(stage: Stage) -> None:
     """Say how many threads a process may use, and that they sleep at barriers, before torch."""
-    threads = load(Model, stage.model, CONFIG).resources.threads
+    threads = load(Model, stage.model).resources.threads
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -23,7 +23,7 @@ from palimpsest.config import Model, Resources, load
 from palimpsest.files import sha256, whole_file
 from palimpsest.lineage import Stage
 from palimpsest.lock import locked
-from palimpsest.study import CONFIG, RESULTS, check_record
+from palimpsest.study import RESULTS, check_record
 
 REQUEUE = 75  # exit code: stopped in good time with a checkpoint, to be started again
 GRACE = 10.0  # seconds that the other ranks have to end once one has failed
@@ -37,7 +37,7 @@ def run_stage(stage: Stage, train: Callable[[], int]) -> int:
     `train` trains the stage in this process. Returns the exit code: REQUEUE for a stage that has
     stopped with a checkpoint. Errors: Held if another job works on the stage.
     """
-    resources = load(Model, stage.model, CONFIG).resources
+    resources = load(Model, stage.model).resources
     directory = stage.resume(RESULTS)
     attempts = Attempts(directory)
     with locked(directory):

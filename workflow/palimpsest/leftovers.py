@@ -55,15 +55,18 @@ class Leftovers:
     training: dict[Stage, Job]  # the new job of such a stage waits for this one
     useless: list[Job]  # short ones, and those that wait for others: they are submitted anew
 
-    def take_over(self) -> None:
-        """Say what is left and what will be done with it; cancel what is submitted anew."""
+    def take_over(self, results: Path) -> None:
+        """Say what is left and what will be done with it; cancel what is submitted anew.
+
+        Below `results` stands how far a training has come.
+        """
         if not self.training and not self.useless:
             return
         _say(f"{len(self.training) + len(self.useless)} jobs of an earlier run are in the queue:")
         for stage, job in self.training.items():
             _say(
-                f"  job {job.id} trains {stage} ({_where(stage, job)}): it goes on; the new job of "
-                "this stage waits for it, and takes over what it has learnt"
+                f"  job {job.id} trains {stage} ({_where(stage, job, results)}): it goes on; the "
+                "new job of this stage waits for it, and takes over what it has learnt"
             )
         for job in self.useless:
             slurm.cancel(job.id)
@@ -95,9 +98,9 @@ def _trains_elsewhere(job: Job, of: dict[str, Stage]) -> bool:
     return job.comment.startswith("rule_train_") and job.comment not in of
 
 
-def _where(stage: Stage, job: Job) -> str:
+def _where(stage: Stage, job: Job, results: Path) -> str:
     if job.state == "PENDING":
         return f"pending: {job.reason}"
-    last = Attempts(stage.resume(Path("results"))).last
+    last = Attempts(stage.resume(results)).last
     since = f", from step {last.after_step} of {last.num_steps}" if last and last.num_steps else ""
     return f"{job.state.lower()} on {job.nodes}{since}"

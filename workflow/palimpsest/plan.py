@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest import slurm
-from palimpsest.config import METRIC, Judge, Model, Resources, Study, Task, load
+from palimpsest.config import CONFIG, METRIC, Judge, Model, Resources, Task, load
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
 from palimpsest.provenance import commit
+from palimpsest.refusal import check_known
 from palimpsest.report.costs import clock, hours
 from palimpsest.report.spec import (
     MEASURES,
@@ -25,7 +26,7 @@ from palimpsest.report.spec import (
     TaskView,
     judged,
 )
-from palimpsest.study import CONFIG, RESULTS, Experiment, Plan, known_in, method_of
+from palimpsest.study import RESULTS, Experiment, Plan, method_of
 
 BOUND = (
     "  ≤ is a bound and no estimate: every stage takes all `minutes` of its model's config.\n"
@@ -69,7 +70,7 @@ class Work:
     @property
     def resources(self) -> Resources:
         """What a job of the model needs."""
-        return load(Model, self.model, CONFIG).resources
+        return load(Model, self.model).resources
 
 
 def describe(plan: Plan) -> str:
@@ -111,7 +112,7 @@ def targets(
     }
     for what, name in wanted.items():
         if name is not None:
-            known_in(str(name), map(str, known[what]), where, what)
+            check_known(str(name), map(str, known[what]), where, what)
     chosen = [
         (stage, of)
         for stage, of in plan.cells
@@ -130,7 +131,7 @@ def views(plan: Plan) -> list[StudyView]:
             name=plan.name,
             title=plan.study.title,
             benchmark=plan.study.benchmark,
-            measure=MEASURES.get(name) or judged(name, load(Judge, name, CONFIG).title),
+            measure=MEASURES.get(name) or judged(name, load(Judge, name).title),
             tasks=tuple(_task_view(task, name) for task in plan.tasks),
             experiments=tuple(_experiment_view(plan, e, name, jobs) for e in plan.experiments),
             results_root=RESULTS,
@@ -142,7 +143,7 @@ def views(plan: Plan) -> list[StudyView]:
 
 
 def _task_view(name: str, measure: str) -> TaskView:
-    task, data = load(Task, name, CONFIG), RESULTS / "data" / name
+    task, data = load(Task, name), RESULTS / "data" / name
     chance = read_json(data / "chance.json")["value"] if measure == METRIC else float("nan")
     return TaskView(
         name=name,
@@ -177,18 +178,17 @@ def _experiment_view(
         order=experiment.order,
         seed=experiment.seed,
         rows=tuple(rows),
-        published=_published(plan.study, experiment, measure),
+        published=_published(plan, experiment, measure),
         allocated=_allocation([stage for stage in experiment.stages if stage.parent], jobs),
     )
 
 
-def _published(study: Study, experiment: Experiment, measure: str) -> tuple[PublishedRef, ...]:
+def _published(plan: Plan, experiment: Experiment, measure: str) -> tuple[PublishedRef, ...]:
     """Return the published matrix that is laid beside an experiment's, if there is one."""
-    if not study.published:
+    if not plan.published:
         return ()
-    matrix = study.published.beside.get(measure, {}).get(experiment.key)
-    path = CONFIG / "published" / f"{study.published.file}.yaml"
-    return (PublishedRef(path, matrix),) if matrix else ()
+    matrix = plan.study.published.beside.get(measure, {}).get(experiment.key)
+    return (PublishedRef(plan.published, matrix),) if matrix else ()
 
 
 def _jobs(stages: Iterable[Stage]) -> dict[Stage, set[str]]:

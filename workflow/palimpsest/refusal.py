@@ -40,6 +40,14 @@ def one_of(name: str, known: Iterable[str], what: str) -> str:
     return name
 
 
+def check_known(name: str, known: Iterable[str], where: str, what: str) -> None:
+    """ConfigError, naming where the name was found, if it is not one of those that are known."""
+    try:
+        one_of(name, known, what)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean …?" with the nearest known name, or a full stop."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -111,6 +119,7 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key may stand once only."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Return the mapping of a node; YAMLError names the line of a key that stands twice."""
         seen = []
         for key_node, _ in node.value:
             key = key_node.value

@@ -19,6 +19,7 @@ import psutil
 
 from palimpsest import lock, slurm
 from palimpsest.attempts import SLURM_SAYS, STOPPED, Attempt, Attempts
+from palimpsest.config import AS_PUBLISHED, METRIC
 from palimpsest.files import read_json
 from palimpsest.lineage import Stage
 from palimpsest.logs import last_lines, tail
@@ -159,8 +160,10 @@ def _processes() -> Iterator[tuple[str, str]]:
         if not starts or process.info["cwd"] != str(Path.cwd()):
             continue
         rule, *target = words[starts[0] + 1 :][:2] or [""]
-        others = [(*target, word) for word in words[starts[0] + 3 :]]  # one may be a cell's task
-        for wildcards in ((), target, *others):
+        rest = words[starts[0] + 3 :]
+        judge = rest[rest.index("--judge") + 1 :][:1] if "--judge" in rest else []
+        others = [(*target, word, *judge) for word in rest]  # one may be a cell's task
+        for wildcards in ((), target, (*target, *judge), *others):
             yield slurm.job_comment(rule, *wildcards), f"process {process.pid}"
 
 
@@ -248,28 +251,39 @@ def _cells(
         cells.counts["done"] = len(names) - len(left)
         each = plan.study.evaluation.fan_out == "cell"
         for served in [[task] for task in left] if each else [left] if left else []:
-            work = _evaluation(plan, stage, served, at_work) if cells.ready else None
-            cells.counts[work.state if work else "waiting"] += len(served)
-            cells.works += [work] if work else []
+            works = _evaluations(plan, stage, served, at_work) if cells.ready else []
+            cells.counts[works[0].state if works else "waiting"] += len(served)
+            cells.works += works
         found[stage] = cells
     return found
 
 
-def _evaluation(
+def _evaluations(
     plan: Plan, stage: Stage, tasks: list[str], at_work: dict[str, Worker]
-) -> WorkflowJob | None:
-    """Return how far the job is that answers or scores some cells; None if it has not begun."""
+) -> list[WorkflowJob]:
+    """Return how far the jobs are that answer, score or judge some cells, those at work first.
+
+    One that has not begun is left out.
+    """
     evaluation = plan.study.evaluation
-    each = evaluation.fan_out == "cell"
+    task = tasks[:1] if evaluation.fan_out == "cell" else []
     answers = [plan.cell(stage, task) / "predictions.parquet" for task in tasks]
+    jobs = [("evaluate",)]
+    source = stage.directory(RESULTS) / "stage.json" if stage.parent else None
     if all(path.exists() for path in answers):
-        rule, source = "score", answers[0]
-    else:
-        rule, source = "evaluate", stage.directory(RESULTS) / "stage.json" if stage.parent else None
-    wildcards = (stage.path, tasks[0]) if each else (stage.path,)
-    log = LOGS / "stages" / stage.path / f"{'-'.join((rule, evaluation.name, *wildcards[1:]))}.log"
-    name = " on ".join((f"{rule} {stage}", *wildcards[1:]))
-    return _begun(name, slurm.job_comment(rule, *wildcards), log, source, at_work)
+        scores = [path for task in tasks for path in plan.scores(stage, task)]
+        missing = dict.fromkeys(path.parent.name for path in scores if not path.exists())
+        by_rule = (METRIC, AS_PUBLISHED)
+        jobs = dict.fromkeys(("score",) if m in by_rule else ("judge", m) for m in missing)
+        source = answers[0]
+    works = []
+    for rule, *judge in jobs:
+        comment = slurm.job_comment(rule, stage.path, *task, *judge)
+        log = "-".join((rule, *judge, evaluation.name, *task))
+        name = " on ".join((" by ".join((f"{rule} {stage}", *judge)), *task))
+        path = LOGS / "stages" / stage.path / f"{log}.log"
+        works.append(_begun(name, comment, path, source, at_work))
+    return sorted(filter(None, works), key=lambda work: STATES.index(work.state))
 
 
 def _others(plan: Plan, scored: bool, at_work: dict[str, Worker]) -> Iterator[WorkflowJob | None]:

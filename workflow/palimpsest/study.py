@@ -1,11 +1,11 @@
 """What a study comes to: experiments, the stages they share, the cells that are evaluated.
 
-Pure: reads configuration, touches no result but for `foreign_stages`. Imports no torch.
+Reads configuration, and of the results only the records of stages. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache, cached_property
@@ -14,8 +14,10 @@ from typing import Any
 
 from palimpsest.config import (
     AS_PUBLISHED,
+    CONFIG,
     METRIC,
     Benchmark,
+    Download,
     Judge,
     Method,
     Model,
@@ -27,9 +29,8 @@ from palimpsest.config import (
 )
 from palimpsest.files import fingerprint, read_json
 from palimpsest.lineage import Lineage, Stage
-from palimpsest.refusal import ConfigError, one_of
+from palimpsest.refusal import ConfigError, check_known
 
-CONFIG = Path("config")
 RESULTS = Path("results")
 LONGEST_PATH = 200  # characters; with rule, task and measure it stays below 255
 
@@ -72,7 +73,7 @@ class Plan:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of the benchmark, in its first order."""
-        return load(Benchmark, self.study.benchmark, CONFIG).tasks
+        return load(Benchmark, self.study.benchmark).tasks
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -103,6 +104,12 @@ class Plan:
         """Return whether a cell has been scored by every measure."""
         return all(path.exists() for path in self.scores(stage, task))
 
+    @property
+    def published(self) -> Path | None:
+        """The file of results that are laid beside the study's, if there is one."""
+        of = self.study.published
+        return CONFIG / "published" / f"{of.file}.yaml" if of else None
+
     @cached_property
     def ahead(self) -> dict[Stage, int]:
         """How many tasks are learnt from each stage on, along the longest lineage through it."""
@@ -118,20 +125,22 @@ class Plan:
     @property
     def titles(self) -> list[str]:
         """What a report calls things, and the experiments that it shows in their order."""
-        tasks = [load(Task, task, CONFIG) for task in self.tasks]
+        tasks = [load(Task, task) for task in self.tasks]
         names = [f"{task.title}: {task.category}" for task in tasks]
         return [self.study.title, *names, *map(repr, self.experiments)]
 
 
 def plan(name: str) -> Plan:
     """Load a study and all that it names; ConfigError before anything is planned."""
-    study = load(Study, name, CONFIG)
+    study = load(Study, name)
     where = CONFIG / f"{name}.yaml"
     benchmark = _load_named(Benchmark, study.benchmark, f"{where}: benchmark")
     for order in study.orders:
-        known_in(order, benchmark.orders, f"{where}: orders", "order")
+        check_known(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
-        _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
+        config = _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
+        for download in config.downloads:
+            check_named(Download, download, f"{CONFIG}/tasks/{task}.yaml: downloads")
     _check_evaluation(where, study, benchmark)
     methods = dict.fromkeys(study.methods, f"{where}: methods")
     for key, reference in study.references.items():
@@ -140,6 +149,7 @@ def plan(name: str) -> Plan:
             methods.setdefault(reference.method, f"{where}: references.{key}.method")
     for model_name in study.models:
         model = _load_named(Model, model_name, f"{where}: models")
+        _check_parts(model_name, model)
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
             _check_batches(model_name, model, method_name, method, benchmark.tasks)
@@ -152,7 +162,7 @@ def plan(name: str) -> Plan:
 @cache
 def identity(stage: Stage) -> dict[str, Any]:
     """Return everything that decides a stage's numbers, the parent's fingerprint included."""
-    model = load(Model, stage.model, CONFIG)
+    model = load(Model, stage.model)
     if stage.parent is None:
         return {"model": model.science()}
     return {
@@ -160,15 +170,15 @@ def identity(stage: Stage) -> dict[str, Any]:
         "seed": stage.seed,
         "model": model.science(),
         "method": method_of(stage).science(),
-        "benchmark": load(Benchmark, stage.benchmark, CONFIG).science(),
-        "tasks": {task: load(Task, task, CONFIG).science() for task in stage.lineage.last},
+        "benchmark": load(Benchmark, stage.benchmark).science(),
+        "tasks": {task: load(Task, task).science() for task in stage.lineage.last},
         "parent": stage_fingerprint(stage.parent),
     }
 
 
 def method_of(stage: Stage) -> Method:
     """Return the method of a stage, as it is for its model and its last step."""
-    return load(Method, stage.method, CONFIG).of(stage.model, stage.lineage.last)
+    return load(Method, stage.method).of(stage.model, stage.lineage.last)
 
 
 @dataclass(frozen=True)
@@ -186,32 +196,31 @@ def manner_of(model_name: str, task: str, generation: str) -> Manner:
 
     ConfigError if the model's `as_published` gives no length for the task.
     """
-    model = load(Model, model_name, CONFIG)
-    trained = {"chat": model.chat, "pictures": model.pictures}
+    model = load(Model, model_name)
+    of_model = {"chat": model.chat, "pictures": model.pictures}
     if generation != AS_PUBLISHED:
-        return Manner(task, trained, load(Task, task, CONFIG).max_new_tokens)
+        return Manner(task, of_model, load(Task, task).max_new_tokens)
     published = model.as_published
-    lengths = [n for names, n in published.max_new_tokens.items() if fnmatch(task, names)]
-    if not lengths:
+    length = _fitting(published.max_new_tokens, task)
+    if length is None:
         raise ConfigError(
             f"{CONFIG}/models/{model_name}.yaml: as_published.max_new_tokens: no line fits task "
             f"{task!r}"
         )
     if published.chat:
-        trained["chat"] = published.chat
+        of_model["chat"] = published.chat
     if any(fnmatch(task, names) for names in published.crop):
-        trained["pictures"] = "crop"
-    return Manner(task, trained, lengths[0], published.drop_first)
+        of_model["pictures"] = "crop"
+    return Manner(task, of_model, length, published.drop_first)
 
 
 def scorer(model: str, task: str, measure: str) -> tuple[str, dict[str, Any]]:
     """Return the metric, with its options, by which a measure scores the answers of a model."""
-    config = load(Task, task, CONFIG)
+    config = load(Task, task)
     if measure == METRIC:
         return config.metric, config.metric_options
-    published = load(Model, model, CONFIG).as_published
-    own = published.metrics.items() if published else ()
-    return next((m for names, m in own if fnmatch(task, names)), config.as_published), {}
+    published = load(Model, model).as_published
+    return (published and _fitting(published.metrics, task)) or config.as_published, {}
 
 
 def stage_fingerprint(stage: Stage) -> str:
@@ -243,16 +252,13 @@ def check_record(record: Path, stage: Stage) -> dict[str, Any]:
     return found
 
 
-def known_in(name: str, known: Iterable[str], where: str, what: str) -> None:
-    """ConfigError, naming where the name was found, if it is not one of those that are known."""
-    try:
-        one_of(name, known, what)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+def _fitting(values: dict[str, Any], task: str) -> Any:
+    """Return the value of the first pattern that fits a task's name; None if none does."""
+    return next((value for names, value in values.items() if fnmatch(task, names)), None)
 
 
 def _experiments(study: Study) -> Iterator[Experiment]:
-    benchmark = load(Benchmark, study.benchmark, CONFIG)
+    benchmark = load(Benchmark, study.benchmark)
     for model in study.models:
         for key, reference in study.references.items():
             for seed in study.seeds if reference.method else (None,):
@@ -263,7 +269,7 @@ def _experiments(study: Study) -> Iterator[Experiment]:
                     "any", seed, stages,
                 )  # fmt: skip
         for method in study.methods:
-            title = load(Method, method, CONFIG).title
+            title = load(Method, method).title
             for order in study.orders:
                 for seed in study.seeds:
                     base = Stage(study.benchmark, model, Lineage())
@@ -281,7 +287,7 @@ def _experiments(study: Study) -> Iterator[Experiment]:
 def _reference_stages(study: Study, key: str, model: str, seed: int | None) -> tuple[Stage, ...]:
     reference = study.references[key]
     benchmark = reference.benchmark or study.benchmark
-    tasks = load(Benchmark, benchmark, CONFIG).tasks
+    tasks = load(Benchmark, benchmark).tasks
     lineages = {
         "zero-shot": [Lineage()],
         "direct": [Lineage.sequential((task,)) for task in tasks],
@@ -306,13 +312,13 @@ def _check_published(where: str, planned: Plan) -> None:
     if not published:
         return
     files = [path.stem for path in (CONFIG / "published").glob("*.yaml")]
-    known_in(published.file, files, f"{where}: published.file", "file of config/published")
+    check_known(published.file, files, f"{where}: published.file", "file of config/published")
     for measure, matrices in published.beside.items():
         at = f"{where}: published.beside"
-        known_in(measure, planned.study.measures, at, "measure")
+        check_known(measure, planned.study.measures, at, "measure")
         for name in matrices:
             names = [experiment.key for experiment in planned.experiments]
-            known_in(name, names, f"{at}.{measure}", "experiment")
+            check_known(name, names, f"{at}.{measure}", "experiment")
 
 
 def _check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -> None:
@@ -335,7 +341,7 @@ def _check_evaluation(where: str, study: Study, benchmark: Benchmark) -> None:
     for measure in study.measures:
         if measure == AS_PUBLISHED:
             for task in benchmark.tasks:
-                if load(Task, task, CONFIG).as_published is None:
+                if load(Task, task).as_published is None:
                     raise ConfigError(
                         f"{where}: measures: {measure!r} needs `as_published` in "
                         f"{CONFIG}/tasks/{task}.yaml: the metric that follows the released scorer"
@@ -351,6 +357,19 @@ def _check_evaluation(where: str, study: Study, benchmark: Benchmark) -> None:
                 )
             for task in benchmark.tasks:
                 manner_of(model, task, AS_PUBLISHED)
+
+
+def _check_parts(name: str, model: Model) -> None:
+    """ConfigError if what a model is put together from is not known, or where it would stand."""
+    where = f"{CONFIG}/models/{name}.yaml"
+    for download in model.downloads:
+        check_named(Download, download, f"{where}: parts")
+    made = RESULTS / "models" / name
+    if model.parts and Path(model.weights) != made:
+        raise ConfigError(
+            f"{where}: weights: found {model.weights!r}: should be {str(made)!r}, where its parts "
+            "are put together; weights that are there as they are need `parts: null`"
+        )
 
 
 def _check_batches(
@@ -369,8 +388,8 @@ def _check_batches(
 
 
 def _load_named(kind: type[T], name: str, where: str) -> T:
-    check_named(kind, name, where, CONFIG)
-    return load(kind, name, CONFIG)
+    check_named(kind, name, where)
+    return load(kind, name)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from palimpsest.config import Benchmark, Task, load
+from palimpsest.config import CONFIG, Benchmark, Task, load
 from palimpsest.data.example import Example, blanked, characters
 from palimpsest.data.shards import Shards, verify
-from palimpsest.study import CONFIG
 
 
 class Examples(Sequence):
@@ -26,7 +25,7 @@ class Examples(Sequence):
         split: str,
         sample: int | None = None,
     ) -> None:
-        shown = load(Benchmark, benchmark, CONFIG)
+        shown = load(Benchmark, benchmark)
         self.parts = [open_task(results, task, split, sample) for task in tasks]
         if split == "train" and shown.fraction:
             self.parts = [part.sample(round(shown.fraction * len(part))) for part in self.parts]
@@ -58,7 +57,7 @@ def open_task(results: Path, task: str, split: str, sample: int | None = None) -
     ValueError if they were converted with another config.
     """
     shards = Shards(results / "data" / task, split)
-    if shards.manifest["task_fingerprint"] != load(Task, task, CONFIG).fingerprint:
+    if shards.manifest["task_fingerprint"] != load(Task, task).fingerprint:
         raise ValueError(
             f"{shards.dataset}: was converted with another config than {CONFIG}/tasks/{task}.yaml "
             f"has now; remove {shards.dataset} to convert it anew"

@@ -16,20 +16,14 @@ from tqdm import tqdm
 
 from palimpsest.config import Evaluation, Model, load
 from palimpsest.data.example import Example
+from palimpsest.evaluation.score import METADATA
 from palimpsest.files import whole_file
 from palimpsest.lineage import Stage
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import LMM
 from palimpsest.provenance import commit
-from palimpsest.study import (
-    CONFIG,
-    Manner,
-    check_record,
-    manner_of,
-    method_of,
-    stage_fingerprint,
-)
+from palimpsest.study import Manner, check_record, manner_of, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
 
 SCHEMA = pa.schema(
@@ -64,7 +58,7 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
             **counters,
         }
         path = stage.cell(results, evaluation.name, task) / "predictions.parquet"
-        schema = SCHEMA.with_metadata({"palimpsest": json.dumps(about)})
+        schema = SCHEMA.with_metadata({METADATA: json.dumps(about)})
         with whole_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(rows, schema), partial)
         print(
@@ -77,7 +71,7 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
 
 def load_stage(stage: Stage, results: Path) -> LMM:
     """Load a model as a stage left it, with what can be merged folded into the base weights."""
-    model = load(Model, stage.model, CONFIG)
+    model = load(Model, stage.model)
     torch.set_num_threads(model.resources.threads)
     lmm = load_model(model)
     if stage.method is not None:
@@ -99,6 +93,7 @@ def answer(
     """Answer questions greedily, prompts of similar length together; rows in the given order.
 
     The counters say what it cost: questions, pictures decoded, prompt tokens, padding, seconds.
+    The model keeps the manner until it is given another.
     """
     begun = time.monotonic()
     lmm.config = lmm.config.model_copy(update=manner.of_model)

@@ -1,7 +1,8 @@
 """A judge's server: the first job that needs it starts it, and it ends when nobody asks any more.
 
     results/judges/<judge>/endpoint.json    where it answers, while it does
-    results/judges/<judge>/launched.json    the job, or the process, that was last started for it
+    results/judges/<judge>/launched.json    the job, or the process, that was started and has not
+                                            answered yet
     results/judges/<judge>/used             when it was last needed, by its modification time
     results/logs/judges/<judge>.log
 
@@ -35,6 +36,7 @@ from palimpsest.lock import holder, locked
 
 USED = "used"
 POLL = 1.0  # seconds from one look to the next
+LONGEST_PAUSE = 10.0  # seconds from one look of a job that waits to the next
 LEAVING = 5.0  # seconds in which a server that is about to end may still be asked for
 ENDING = 30.0  # seconds that a server is given to end
 LAST_LINES = 15  # of a log, that are shown
@@ -59,7 +61,7 @@ def find(name: str, judge: Judge, results: Path, sbatch: str = "") -> str:
     place = home(name, results)
     place.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * judge.serving.start_minutes
-    waits_for = None
+    waits_for, pause = None, POLL
     while True:
         (place / USED).touch()
         if url := _answering(place):
@@ -67,7 +69,7 @@ def find(name: str, judge: Judge, results: Path, sbatch: str = "") -> str:
         with _alone(place):
             server = _running(place)
             if server is None:
-                if waits_for is not None:
+                if waits_for is not None and (place / "launched.json").exists():
                     raise ValueError(
                         f"the server of judge {name} ended before it answered:\n"
                         f"{_end_of(log(name, results))}"
@@ -83,7 +85,8 @@ def find(name: str, judge: Judge, results: Path, sbatch: str = "") -> str:
                 f"{judge.serving.start_minutes:g} minutes (serving.start_minutes); its log, if it "
                 f"has begun, is {log(name, results)}"
             )
-        time.sleep(POLL if slurm.own_job() is None else 10 * POLL)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)  # Slurm is asked each time
 
 
 def serve(name: str, judge: Judge, results: Path) -> None:
@@ -126,6 +129,7 @@ def _attend(process: subprocess.Popen, url: str, judge: Judge, place: Path) -> N
             )
         time.sleep(POLL)
     (place / USED).touch()
+    (place / "launched.json").unlink(missing_ok=True)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"url": url, "job": slurm.own_job(), "host": socket.gethostname(), "started": started}
     idle = 60 * judge.serving.idle_minutes
@@ -169,6 +173,7 @@ def _submit(name: str, judge: Judge, command: str, output: Path, sbatch: str) ->
         f"--comment=serve_{name}",
         f"--output={output}",
         "--open-mode=append",
+        "--no-requeue",  # the next job that asks starts another
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={needs.cores}",

@@ -9,7 +9,7 @@ from itertools import accumulate
 import numpy as np
 import pandas as pd
 
-from palimpsest.refusal import one_of
+from palimpsest.refusal import check_known
 from palimpsest.report.aggregates import by_name
 from palimpsest.report.published import (
     BASE,
@@ -24,9 +24,7 @@ from palimpsest.report.results import Group, Results, slug
 from palimpsest.report.spec import PublishedRef
 from palimpsest.report.tables import Table, signed, stage_title
 
-Learnt = tuple[
-    frozenset[str | None], ...
-]  # what has been learnt, a set a step: the rows of a matrix
+Learnt = tuple[frozenset[str | None], ...]  # the tasks of each step: it names a matrix's row
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +93,7 @@ def comparisons(results: Results) -> list[Comparison]:
 def _compare(group: Group, ref: PublishedRef) -> Comparison:
     published = load_published(ref.path)
     where = f"experiment {group.view.name!r} beside {ref.path}"
-    try:
-        one_of(ref.matrix, published.matrices, "matrix")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    check_known(ref.matrix, published.matrices, where, "matrix")
     order = published.order(ref.matrix)
     columns = {task: name for task in group.tasks if (name := published.task(task)) in order}
     theirs = _their_rows(order)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +68,7 @@ class CellReader:
             if not (path / name).is_file():
                 raise ValueError(
                     f"cell {path}: {name} is missing, so the report of task {task!r} is "
-                    "incomplete; run `make evaluate_all` (or evaluate this cell), then report again"
+                    "incomplete; ask Snakemake for `evaluate_all`, then report again"
                 )
         scores = read_json(path / "scores.json")
         table = pq.read_table(path / "outcomes.parquet", columns=["id", "score", "right_kind"])
@@ -129,7 +131,7 @@ class Matrix:
         """The number of stages, the base included where it has a row."""
         return len(self.experiment.rows)
 
-    def grid(self, of) -> np.ndarray:
+    def grid(self, of: Callable[[Cell], Any]) -> np.ndarray:
         """Return `of(cell)` for every cell as (rows, tasks, ...), NaN where not evaluated."""
         shape = np.shape(of(next(iter(self.cells.values()))))
         out = np.full((self.num_rows, len(self.tasks), *shape), np.nan)

@@ -189,9 +189,15 @@ def _kinds(group: Group) -> tuple[float, float]:
 def differences(results: Results) -> list[tuple[str, str, str]]:
     """Return (method, baseline, average accuracy's difference with its paired interval)."""
     prefix = "average_accuracy_minus_"
-    titles = {group.view.name: group.title for group in results.groups}
+    titles: dict[tuple[str, str], str] = {}  # of the first group of a name with each model
+    for group in results.groups:
+        titles.setdefault((group.view.name, group.view.model), group.title)
     return [
-        (group.title, titles[name.removeprefix(prefix)], tables.with_interval(estimate))
+        (
+            group.title,
+            titles[name.removeprefix(prefix), group.view.model],
+            tables.with_interval(estimate),
+        )
         for group in results.sequential
         for name, estimate in group.estimates.items()
         if name.startswith(prefix)

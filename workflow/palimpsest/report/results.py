@@ -17,6 +17,7 @@ from palimpsest.report.matrix import Cell, CellReader, Matrix, read_matrix
 from palimpsest.report.spec import DIRECT, JOINT, SEQUENTIAL, ExperimentView, StudyView
 
 Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
+Joint = tuple[list[Matrix], np.ndarray]  # joint training by seed, and (1 + resamples, R, T) of all
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,14 @@ def _pool(grids: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([stacked[:, 0].mean(0)[None], pool_seeds(stacked[:, 1:])])
 
 
-def _group(members, samples, joint, detail: str, baseline) -> Group:
+def _group(
+    members: list[Matrix],
+    samples: dict[Path, np.ndarray],
+    joint: Joint | None,
+    detail: str,
+    baseline: dict[str, tuple[str, np.ndarray]],
+) -> Group:
+    """Pool the seeds of a group; `baseline` gets the first sequential one of each model."""
     view = members[0].experiment
     grids = [_grid(matrix, samples) for matrix in members]
     each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
@@ -273,7 +281,7 @@ def _group(members, samples, joint, detail: str, baseline) -> Group:
     )
 
 
-def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint) -> Samples:
+def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint: Joint | None) -> Samples:
     """Return the aggregates of one experiment that its evaluated cells allow."""
     protocol = matrix.experiment.protocol
     if protocol != SEQUENTIAL:
@@ -296,7 +304,7 @@ def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint) -> Samples:
     return {name: value for name, value in samples.items() if np.isfinite(value[0])}
 
 
-def _joint_scores(joint, tasks: list[str]) -> np.ndarray | None:
+def _joint_scores(joint: Joint | None, tasks: list[str]) -> np.ndarray | None:
     """Return the scores after joint training as (1 + resamples, T), if it saw all the tasks."""
     if joint is None:
         return None

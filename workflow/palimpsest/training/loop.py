@@ -31,6 +31,7 @@ class AnswerLoss(nn.Module):
         self.module = module
 
     def forward(self, labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
+        """Return the sum for labels_BL and the other inputs of a batch."""
         hidden_BLD = self.module.base_model(**batch, use_cache=False).last_hidden_state
         target_BL = labels[:, 1:]
         supervised_BL = target_BL != IGNORE

@@ -27,7 +27,8 @@ def estimate(lmm: LMM, model: Model, world: World, longest: int) -> str:
     tokens = min(model.max_length, int(longest * TOKEN_PER_CHARACTER) + lmm.image_length)
     # Kept for the backward pass, a token and layer: inputs of norms, q, k, v, attention's output,
     # and of the gated MLP its input, gate, up and their product.
-    kept = 8 * text.hidden_size + 4 * text.intermediate_size
+    wide = text.ffn_dim if text.model_type == "opt" else text.intermediate_size
+    kept = 8 * text.hidden_size + 4 * wide
     width = 4 if model.precision == "fp32" else 2
     activations = world.micro_batch * tokens * text.num_hidden_layers * kept * width
     total = frozen + weights + gradients + adam + activations

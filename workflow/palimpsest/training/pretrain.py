@@ -48,6 +48,7 @@ class Budget:
     start: float = field(default_factory=time.monotonic)
 
     def progress(self, step: int) -> float:
+        """Return the share of the run that is over at a step, from 0 to 1."""
         if self.steps is not None:
             return step / self.steps
         return (time.monotonic() - self.start) / self.seconds
@@ -215,6 +216,7 @@ class _Run:
             self.scored = time.monotonic()
 
     def save(self) -> None:
+        """Score the base as it is now, and write it with its recipe and losses."""
         scores = skill_scores(self.model, self.tokenizer)
         recipe = {
             "seed": self.seed,
@@ -237,6 +239,7 @@ class _Run:
         print("held out", recipe["held_out_mean"], scores, flush=True)
 
     def train(self) -> None:
+        """Teach the eyes to see, and then the whole to answer; save the base now and then."""
         random = np.random.default_rng([self.seed, self.rank + 1])
         eyes = VisionPhase(self.model, self.tokenizer)
         right = []

@@ -88,12 +88,14 @@ def _single(random: Random, things: list[Thing], part: str) -> Thing | None:
 
 
 def describe(random: Random) -> Sample:
+    """Name every shape and its place, row by row."""
     picture, things = in_cells(random, int(random.integers(1, 4)))
     said = "; ".join(f"{t.name} row {t.row + 1} column {t.column + 1}" for t in things)
     return Sample(picture, "describe the picture.", said)
 
 
 def colour_of(random: Random) -> Sample:
+    """What colour has the one thing of a shape?"""
     picture, things = _things(random)
     thing = _single(random, things, "shape")
     if thing is None:
@@ -105,6 +107,7 @@ def colour_of(random: Random) -> Sample:
 
 
 def shape_of(random: Random) -> Sample:
+    """What shape has the one thing of a colour?"""
     picture, things = _things(random)
     thing = _single(random, things, "colour")
     if thing is None:
@@ -114,6 +117,7 @@ def shape_of(random: Random) -> Sample:
 
 
 def where(random: Random) -> Sample:
+    """Find a thing, or say what is in a place, which may be empty."""
     picture, things = in_cells(random, int(random.integers(1, 7)))
     thing = pick(random, things)
     place = f"row {thing.row + 1} column {thing.column + 1}"
@@ -126,6 +130,7 @@ def where(random: Random) -> Sample:
 
 
 def count(random: Random) -> Sample:
+    """Count all things, or those of a shape or colour, of which there may be none."""
     picture, things = _things(random)
     kind = int(random.integers(5))
     if kind == 0:
@@ -140,6 +145,7 @@ def count(random: Random) -> Sample:
 
 
 def presence(random: Random) -> Sample:
+    """Is a thing, a shape or a colour in the picture?"""
     picture, things = _things(random)
     colour, shape = some_thing(random)
     if random.random() < 0.5:
@@ -245,6 +251,7 @@ def _reading_request(random, picture, words, plates, ground) -> Sample:
 
 
 def chart(random: Random) -> Sample:
+    """Read the heights, places and colours of a bar chart."""
     picture, bars = bar_chart(random, int(random.integers(3, 5)))
     k = int(random.integers(len(bars.colours)))
     which = pick(random, ("tallest", "shortest"))
@@ -294,6 +301,7 @@ def judge(random: Random) -> Sample:
 
 
 def character(random: Random) -> Sample:
+    """Name one large letter or digit."""
     name = pick(random, CHARACTERS[:10] if random.random() < 0.65 else CHARACTERS)
     picture, _ = big_character(random, name)
     wording = pick(random, ("name the character.", "the large mark is?"))

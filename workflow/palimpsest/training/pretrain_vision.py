@@ -166,6 +166,7 @@ class VisionPhase(nn.Module):
 
 
 def vision_batch(random: Random, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures as (B, 3, 64, 64) of -1 .. 1, and the words and boxes of their patches."""
     drawn = [draw_labelled(random) for _ in range(number)]
     pixels = np.stack([np.asarray(d.picture) for d in drawn])
     pixels_BCHW = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

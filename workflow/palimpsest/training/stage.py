@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from palimpsest.attempts import MEMORY, NEAR_LIMIT, SIGNALLED, Attempts
-from palimpsest.config import Method, Model, load
+from palimpsest.config import CONFIG, Method, Model, load
 from palimpsest.data.example import Example, Turn, black
 from palimpsest.data.shards import read_examples, write_examples
 from palimpsest.files import sha256, whole_directory, write_json
@@ -24,7 +24,7 @@ from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import IGNORE, LMM, Encoded
 from palimpsest.provenance import commit, versions
-from palimpsest.study import CONFIG, check_record, identity, method_of, stage_fingerprint
+from palimpsest.study import check_record, identity, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
 from palimpsest.training import engine as zero
 from palimpsest.training import loop, memory, order
@@ -51,7 +51,7 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
         print(f"{out}: already trained with this config")
         return 0
     stopped = _stop_signal(seconds_left)
-    model, method = load(Model, stage.model, CONFIG), method_of(stage)
+    model, method = load(Model, stage.model), method_of(stage)
     torch.set_num_threads(model.resources.threads)
     try:
         return _StageRun(stage, results, model, method, attempts).run(stopped)
@@ -74,6 +74,10 @@ class _StageRun:
         torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
         self.lmm = load_model(model)
         self.adapter = checkpoint.attach(self.lmm, model, method)
+        self.shares_looking = model.zero_stage == 3 or any(
+            p.requires_grad and name.startswith(f"{model.projector}.")
+            for name, p in self.lmm.module.named_parameters()
+        )
         self.curriculum, self.lengths = self._curriculum(self._parent())
         ranks = {"ranks": self.world.size, "zero_stage": model.zero_stage}
         self.resume = Resume(
@@ -172,8 +176,7 @@ class _StageRun:
         Ranks that share the parameters on a picture's way must all go it, or none: else ZeRO adds
         up and gathers what does not belong together.
         """
-        shared = self.model.zero_stage == 3 or self.method.train_projector
-        if shared and not any(row.pictures for row in rows):
+        if self.shares_looking and not any(row.pictures for row in rows):
             shown = self.lmm.encode(Example("blank", black((64, 64)), (Turn("", ""),), ()))
             rows = [*rows, replace(shown, labels=[IGNORE] * len(shown.labels))]
         return self.lmm.collate(rows, "right")

@@ -133,7 +133,8 @@ def _range(headers: Message) -> tuple[int | None, int | None]:
 def _remember(partial: Path, headers: Message) -> None:
     """Keep what the file is known by, so that two files are never joined into one."""
     tag = headers.get("ETag", "")
-    validator = headers.get("Last-Modified") if tag in ("", None) or tag[:2] == "W/" else tag
+    strong = tag and not tag.startswith("W/")
+    validator = tag if strong else headers.get("Last-Modified")
     if validator:
         _mark(partial).write_text(validator)
     else:

@@ -64,6 +64,7 @@ class Scene:
 
     @property
     def name(self) -> str:
+        """What questions call it."""
         return f"{self.colour} {self.shape}"
 
 
@@ -103,6 +104,7 @@ class Tree:
         return scene
 
     def official(self, path: str, content: Any) -> None:
+        """Write an official file, in one line as publishers do."""
         _write(self.root / path, content, indent=None)
 
 

@@ -45,14 +45,17 @@ class Thing:
 
     @property
     def name(self) -> str:
+        """Colour and shape, as it is called in questions."""
         return f"{self.colour} {self.shape}"
 
     @property
     def row(self) -> int:
+        """The row of cells in which its middle is."""
         return (self.box[1] + self.box[3]) // 2 // CELL
 
     @property
     def column(self) -> int:
+        """The column of cells in which its middle is."""
         return (self.box[0] + self.box[2]) // 2 // CELL
 
 
@@ -105,6 +108,7 @@ def shape_mask(shape: str, side: int) -> Image.Image:
 
 
 def draw_thing(picture: Image.Image, thing: Thing) -> None:
+    """Put a thing into a picture."""
     x0, y0, x1, _ = thing.box
     picture.paste(COLOURS[thing.colour], (x0, y0), shape_mask(thing.shape, x1 - x0))
 
@@ -137,14 +141,17 @@ def letters(random: Random, number: int) -> str:
 
 
 def blur(picture: Image.Image, radius: float) -> Image.Image:
+    """The picture out of focus."""
     return picture.filter(ImageFilter.GaussianBlur(radius))
 
 
 def darken(picture: Image.Image, share: float) -> Image.Image:
+    """The picture with a share of its light."""
     return picture.point(lambda value: int(value * share))
 
 
 def encode_png(picture: Image.Image) -> bytes:
+    """The bytes of the picture's PNG file."""
     buffer = BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

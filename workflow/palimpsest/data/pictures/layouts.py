@@ -109,4 +109,5 @@ def panel(picture: Image.Image, colour: str, column: int, row: int, width: int) 
 
 
 def some_thing(random: Random) -> tuple[str, str]:
+    """A colour and a shape."""
     return pick(random, list(COLOURS)), pick(random, SHAPES)

@@ -95,6 +95,7 @@ def _beside(thing: Thing, things: list[Thing], direction: str) -> list[Thing]:
     """The things in the same row (or column) that lie in a direction."""
 
     def lies(other: Thing) -> bool:
+        """Whether a thing lies there."""
         match direction:
             case "left of":
                 return other.row == thing.row and other.column < thing.column

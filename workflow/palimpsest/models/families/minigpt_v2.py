@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2VisionConfig, PreTrainedTokenizerFast
+from transformers import Blip2VisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from palimpsest.config import Model
 from palimpsest.models import assembly
-from palimpsest.models.families.llava import Llava
-from palimpsest.models.lmm import DTYPES, adjusted, source
+from palimpsest.models.families.llava import Llava, load_as
 from palimpsest.models.minigpt_v2 import (
     JOINED,
     MiniGPTv2Config,
@@ -54,13 +53,7 @@ LORA = re.compile(r"llama_model\.base_model\.model\.(.*)\.lora_([AB])(?:\.defaul
 
 def load(config: Model) -> Llava:
     """Load what `assemble` has made."""
-    where = source(config)
-    module = MiniGPTv2ForConditionalGeneration.from_pretrained(
-        **where, dtype=DTYPES[config.precision], use_safetensors=True
-    )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
-    image_processor = CLIPImageProcessorPil.from_pretrained(**where)
-    return Llava(config, module, tokenizer, adjusted(image_processor, config))
+    return load_as(MiniGPTv2ForConditionalGeneration, config)
 
 
 def assemble(parts: dict[str, Path], out: Path) -> None:

@@ -18,8 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from palimpsest.config import Model
 from palimpsest.files import read_json
 from palimpsest.models import assembly
-from palimpsest.models.families.llava import Llava
-from palimpsest.models.lmm import DTYPES, source
+from palimpsest.models.families.llava import Llava, load_as
 from palimpsest.models.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 
 # Of the released tokenizer: how a text is cut into words, and the tokens after the vocabulary's.
@@ -45,18 +44,14 @@ def load(config: Model) -> Llava:
 
     Errors: ValueError if there is no model, or `max_length` is more than it was trained with.
     """
-    where = source(config)
-    module = QwenVLForConditionalGeneration.from_pretrained(
-        **where, dtype=DTYPES[config.precision], use_safetensors=True
-    )
-    limit = module.config.text_config.max_position_embeddings
+    lmm = load_as(QwenVLForConditionalGeneration, config)
+    limit = lmm.module.config.text_config.max_position_embeddings
     if config.max_length > limit:
         raise ValueError(
             f"{config.title}: max_length: {config.max_length} is more than the {limit} tokens "
             f"that {config.weights} was trained with; give at most {limit}"
         )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
-    return Llava(config, module, tokenizer, CLIPImageProcessorPil.from_pretrained(**where))
+    return lmm
 
 
 def assemble(parts: dict[str, Path], out: Path) -> None:
