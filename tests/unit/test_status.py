@@ -402,6 +402,23 @@ def test_the_whole_status(queue):
     ]
 
 
+def test_a_download_and_weights_that_failed(workplace, queue):
+    workplace.write("downloads/photos", "title: P\nkind: manual\ninstructions: x\nfiles: [a]\n"
+                    "licence: none\nsize: 1 MB\n")  # fmt: skip
+    workplace.change("tasks/signs", downloads=["photos"])
+    parts = {"weights": "results/models/tiny", "parts": {"checkpoint": "photos/tiny"}}
+    workplace.change("models/tiny", **parts)
+    assert not [line for line in describe_failed(plan("small"), NOW).splitlines() if "load" in line]
+    put(RESULTS / "logs/downloads/photos.log", "palimpsest: error: photos: put them there")
+    put(RESULTS / "logs/models/tiny.log", "palimpsest: error: tiny: a tensor is missing")
+    found = describe_failed(plan("small"), NOW).splitlines()
+    assert found[0] == "2 jobs of small failed:"
+    assert {"download photos", "assemble tiny"} < set(found)
+    put(RESULTS / "downloads/photos/download.json", "{}")
+    put(RESULTS / "models/tiny/config.json", "{}")
+    assert "No job of small has failed" in describe_failed(plan("small"), NOW)
+
+
 def test_all_that_failed(queue):
     (RESULTS / "data/boxes/manifest.json").unlink()
     refusal = put(RESULTS / "logs/data/boxes/convert.log", "palimpsest: error: boxes: no such file")

@@ -19,7 +19,7 @@ import psutil
 
 from palimpsest import lock, slurm
 from palimpsest.attempts import SLURM_SAYS, STOPPED, Attempt, Attempts
-from palimpsest.config import AS_PUBLISHED, METRIC
+from palimpsest.config import AS_PUBLISHED, METRIC, Model, load
 from palimpsest.files import read_json
 from palimpsest.lineage import Stage
 from palimpsest.logs import last_lines, tail
@@ -287,7 +287,16 @@ def _evaluations(
 
 
 def _others(plan: Plan, scored: bool, at_work: dict[str, Worker]) -> Iterator[WorkflowJob | None]:
-    """Yield the jobs of data and report whose output is missing; None for one not begun."""
+    """Yield the jobs of data, weights and report whose output is missing; None if not begun."""
+    for name in plan.downloads:
+        log = LOGS / "downloads" / f"{name}.log"
+        if not (RESULTS / "downloads" / name / "download.json").exists():
+            comment = slurm.job_comment("download", name)
+            yield _begun(f"download {name}", comment, log, None, at_work)
+    for name in plan.study.models:
+        if load(Model, name).parts and not (RESULTS / "models" / name / "config.json").exists():
+            comment, log = slurm.job_comment("assemble", name), LOGS / "models" / f"{name}.log"
+            yield _begun(f"assemble {name}", comment, log, None, at_work)
     for task in plan.tasks:
         data, logs = RESULTS / "data" / task, LOGS / "data" / task
         manifest, comment = data / "manifest.json", slurm.job_comment("convert", task)

@@ -92,6 +92,12 @@ class Plan:
         found = ((s, t) for e in self.experiments for s in e.stages for t in e.cells(s, self.tasks))
         return tuple(dict.fromkeys(found))
 
+    @property
+    def downloads(self) -> tuple[str, ...]:
+        """What must have been fetched: that of the tasks, and that of the models."""
+        needy = [*(load(Task, t) for t in self.tasks), *(load(Model, m) for m in self.study.models)]
+        return tuple(dict.fromkeys(name for one in needy for name in one.downloads))
+
     def cell(self, stage: Stage, task: str) -> Path:
         """Return the directory of a cell, as the study evaluates it."""
         return stage.cell(RESULTS, self.study.evaluation.name, task)
