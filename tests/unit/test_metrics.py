@@ -23,7 +23,9 @@ def test_every_metric_keeps_the_contract(name):
     assert isinstance(module.VERSION, str)
     assert module.VERSION
     options = dict.fromkeys(metrics.options(name), 1)
-    assert 0 <= module.score("no answer", FITTING.get(name, SQUARE), **options) <= 1
+    example = FITTING.get(name, SQUARE)
+    score = metrics.scorer(name, options, [example.references])
+    assert 0 <= score("no answer", example) <= 1
 
 
 def test_an_unknown_metric_is_refused():

@@ -30,9 +30,11 @@ def look(
     expected: int | str,
     picture_of: Callable[[Any], str | None],
     pictures: Pictures,
+    records: Callable[[Path], Iterator[Any]] = elements,
 ) -> Iterator[Finding]:
     """Count the records of a split's file, and look for a sample of its pictures.
 
+    `records` yields those of a file, one by one: the elements of an array if not told otherwise.
     `expected` is a number of records, or "about 12000" where it is not certain. The sample is drawn
     from all records, the same each time.
     """
@@ -41,7 +43,7 @@ def look(
         return
     drawn, count, chance = [], 0, random.Random(0)
     try:
-        for count, record in enumerate(elements(path), start=1):
+        for count, record in enumerate(records(path), start=1):
             place = len(drawn) if count <= SAMPLE else chance.randrange(count)
             if place < SAMPLE:
                 drawn[place : place + 1] = [record]

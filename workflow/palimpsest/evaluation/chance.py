@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from palimpsest.config import Task
 from palimpsest.data.shards import Shards
-from palimpsest.evaluation.score import percent, score_one
+from palimpsest.evaluation.score import percent, score_all
 from palimpsest.metrics import metric
 
 
@@ -20,8 +21,9 @@ def chance(task: Task, dataset: Path, split: str) -> dict[str, Any]:
     """
     answers = Counter(e.turns[-1].answer for e in Shards(dataset, "train").without_pictures())
     answer = min(answers, key=lambda a: (-answers[a], a))
+    examples = Shards(dataset, split)
     scorer = (task.metric, task.metric_options)
-    scores = [score_one(answer, e, scorer) for e in Shards(dataset, split).without_pictures()]
+    scores = list(score_all(repeat(answer, len(examples)), examples, scorer))
     return {
         "task": dataset.name,
         "answer": answer,

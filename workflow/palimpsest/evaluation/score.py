@@ -1,7 +1,7 @@
 """Predictions -> outcomes and scores of a cell. Needs no model, so that rescoring is free.
 
     predictions.parquet   id, prompt, prediction, references, num_tokens, stop_reason
-    <measure>/outcomes.parquet      id, score (0 to 1), right_kind
+    <measure>/outcomes.parquet      id, score (0 to 1, or more), right_kind
     <measure>/scores.json           task, metric, version, value (percent), n, right_kind (percent)
 
 All have the ids of the split, or of the sample that was evaluated; the outcomes are in its order.
@@ -12,16 +12,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from palimpsest.data.example import Example
+from palimpsest import metrics
 from palimpsest.data.shards import Shards
 from palimpsest.files import whole_file, write_json
-from palimpsest.metrics import Scored, metric
+from palimpsest.metrics import Scored
 
 METADATA = b"palimpsest"  # key of the JSON that says what a Parquet file belongs to
 COLUMNS = ["id", "prediction", "references"]  # of the predictions: what scoring reads
@@ -45,23 +46,24 @@ def score_cell(
     """
     predictions = read_predictions(cell, stage_fingerprint, examples)
     (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
-    outcomes = []
-    for example in examples.without_pictures():
-        prediction = predictions[example.id]
-        outcomes.append(
-            {
-                "id": example.id,
-                "score": score_one(prediction, example, scorer),
-                "right_kind": re.fullmatch(answer_format, prediction.strip()) is not None,
-            }
+    answers = [predictions[id] for id in examples.ids]
+    outcomes = [
+        {
+            "id": id,
+            "score": score,
+            "right_kind": re.fullmatch(answer_format, answer.strip()) is not None,
+        }
+        for id, answer, score in zip(
+            examples.ids, answers, score_all(answers, examples, scorer), strict=True
         )
+    ]
     write_scores(
         cell / measure,
         outcomes,
         {
             "task": cell.name,
             "metric": scorer[0],
-            "version": metric(scorer[0]).VERSION,
+            "version": metrics.metric(scorer[0]).VERSION,
             "value": percent([o["score"] for o in outcomes]),
             "n": len(outcomes),
             "right_kind": percent([o["right_kind"] for o in outcomes]),
@@ -78,14 +80,19 @@ def write_scores(out: Path, outcomes: list[dict[str, Any]], scores: dict[str, An
     write_json(out / "scores.json", scores)
 
 
-def score_one(prediction: str, example: Example, scorer: Scorer) -> float:
-    """Return a prediction's score by a metric with its options; ValueError names the example."""
-    scored = Scored(example.references, example.choices, example.box, example.image_size)
+def score_all(predictions: Iterable[str], examples: Shards, scorer: Scorer) -> Iterator[float]:
+    """Yield the scores of predictions in the order of the examples, by a metric with its options.
+
+    ValueError names the example that the metric refuses.
+    """
     name, options = scorer
-    try:
-        return metric(name).score(prediction, scored, **options)
-    except ValueError as error:
-        raise ValueError(f"example {example.id!r}: {error}") from None
+    references = (example.references for example in examples.without_pictures())
+    score = metrics.scorer(name, options, references)
+    for prediction, e in zip(predictions, examples.without_pictures(), strict=True):
+        try:
+            yield score(prediction, Scored(e.references, e.choices, e.box, e.image_size))
+        except ValueError as error:
+            raise ValueError(f"example {e.id!r}: {error}") from None
 
 
 def percent(values: list[float]) -> float:

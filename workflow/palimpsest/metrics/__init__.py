@@ -5,9 +5,15 @@ A metric's module has
     VERSION: str                                     raised when a change alters a score
     score(prediction: str, example: Scored, *, …) -> float     from 0 (wrong) to 1 (right)
 
-Its options are keyword-only with defaults, and a task sets them in `metric_options`. Where a
-paper's released scorer has a quirk, the metric that follows it to the letter is a file of its own
-whose VERSION ends in `/as-published`, so that no report can take one for the other.
+and, where a score depends on all references of a cell, as that of a caption does,
+
+    prepare(references: Iterable[tuple[str, ...]]) -> Any     called once, with one item an example
+
+whose result is the third argument of `score`. A score that is no share, as CIDEr, may exceed 1.
+
+Options are keyword-only with defaults, and a task sets them in `metric_options`. Where a paper's
+released scorer has a quirk, the metric that follows it to the letter is a file of its own whose
+VERSION ends in `/as-published`, so that no report can take one for the other.
 
 Pure Python: nothing here imports torch, or another part of this package.
 """
@@ -15,10 +21,12 @@ Pure Python: nothing here imports torch, or another part of this package.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -42,3 +50,14 @@ def options(name: str) -> dict[str, type]:
     types = get_type_hints(score)
     parameters = inspect.signature(score).parameters.values()
     return {p.name: types[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def scorer(
+    name: str, options: dict[str, Any], references: Iterable[tuple[str, ...]]
+) -> Callable[[str, Scored], float]:
+    """Return a metric's `score` with its options, and with what it makes of a cell's references."""
+    module = metric(name)
+    if not hasattr(module, "prepare"):
+        return partial(module.score, **options)
+    prepared = module.prepare(references)
+    return lambda prediction, example: module.score(prediction, example, prepared, **options)

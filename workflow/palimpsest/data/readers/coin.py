@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from palimpsest.data.example import Example, Rejected, Turn
+from palimpsest.data.fields import listing, mapping, optional, string
 from palimpsest.data.json_array import elements
 from palimpsest.data.picture_files import Bad, Pictures
 from palimpsest.data.survey import Finding, look
@@ -123,8 +124,8 @@ def survey(source: dict[str, Any], root: Path) -> Iterator[Finding]:
 
 def picture_of(record: Any) -> str | None:
     """Return the name of a record's picture, as released; Bad if there is no telling."""
-    record = _mapping(record)
-    if name := _optional(record, "image"):
+    record = mapping(record)
+    if name := optional(record, "image"):
         return name
     said = record.get("conversations")
     text = record.get("text") or (said and isinstance(said, list) and _said(said[0])[1])
@@ -139,11 +140,12 @@ class Training:
         self.source, self.pictures = source, Pictures(source.pictures, root)
 
     def example(self, record: Any) -> Example:
-        record = _mapping(record)
+        """Return the example of a record; Bad if it is none."""
+        record = mapping(record)
         if "conversations" not in record:
             known = "text" in record or "answer" in record
             raise Bad("a test record in the training file" if known else "there is no conversation")
-        said = [_said(item) for item in _list(record, "conversations")]
+        said = [_said(item) for item in listing(record, "conversations")]
         if not said or [side for side, _ in said] != ["human", "gpt"] * (len(said) // 2):
             raise Bad("questions and answers do not alternate, beginning with a question")
         texts = [text for _, text in said]
@@ -173,10 +175,11 @@ class Words:
         self.official = {role: _official(role, path) for role, path in paths.items()}
 
     def example(self, record: Any) -> Example:
-        record = _mapping(record)
+        """Return the example of a record; Bad if it is none."""
+        record = mapping(record)
         if "conversations" in record:
             raise Bad("a training record in the test file")
-        identity, text = _id(record, "question_id", "id"), _text(record, "text")
+        identity, text = _id(record, "question_id", "id"), string(record, "text")
         image, size = self.pictures.read(picture_of(record), text)
         question = _question(text)
         if not question.strip():
@@ -191,9 +194,14 @@ class Words:
         )
 
     def answer(self, record: dict) -> str:
-        return _text(record, "answer")
+        """Return the answer that a record gives."""
+        return string(record, "answer")
 
     def accepted(self, identity: str, record: dict, answer: str, size: Any) -> dict[str, Any]:
+        """Return what decides whether an answer is right, as fields of the example.
+
+        `size` is the picture's width and height in pixels, or None.
+        """
         return {"references": (answer,)}
 
 
@@ -235,7 +243,7 @@ class Grounding(Words):
 
     def answer(self, record: dict) -> str:
         value = record.get("answer_bbox")
-        return json.dumps(value) if isinstance(value, list) else _text(record, "answer_bbox")
+        return json.dumps(value) if isinstance(value, list) else string(record, "answer_bbox")
 
     def accepted(self, identity: str, record: dict, answer: str, size: Any) -> dict[str, Any]:
         if size is None:
@@ -317,41 +325,11 @@ def _question(text: str) -> str:
     return text.replace("<image>", "").strip("\n") if "<image>" in text else text
 
 
-def _mapping(record: Any) -> dict:
-    if not isinstance(record, dict):
-        raise Bad(f"the record is no object but {type(record).__name__}")
-    return record
-
-
-def _list(record: dict, key: str) -> list:
-    if not isinstance(value := record[key], list):
-        raise Bad(f"{key!r} is no list but {type(value).__name__}")
-    return value
-
-
 def _said(item: Any) -> tuple[str | None, str]:
-    item = _mapping(item)
+    item = mapping(item)
     side = item.get("from")
-    return SIDES.get(side) if isinstance(side, str) else None, _text(item, "value")
+    return SIDES.get(side) if isinstance(side, str) else None, string(item, "value")
 
 
 def _id(record: dict, *keys: str) -> str:
-    return _text(record, next((key for key in keys if key in record), keys[0]))
-
-
-def _optional(record: dict, key: str) -> str | None:
-    return None if record.get(key) is None else _text(record, key)
-
-
-def _text(record: dict, key: str) -> str:
-    """Return a text of a record, or a whole number as text; Bad if it is missing or empty."""
-    value = record.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise Bad(f"there is no {key!r}" if value in (None, "") else f"{key!r} is {value!r:.80}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Bad(f"{key!r} holds half a surrogate pair: {value!r:.80}") from None
-    return value
+    return string(record, next((key for key in keys if key in record), keys[0]))

@@ -1,0 +1,1 @@
+"""How a metric that counts words takes a text apart."""
