@@ -22,7 +22,7 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 LETTER = re.compile(r"\(?([a-z])\)?[.:]?", re.IGNORECASE)
-LABEL = re.compile(r"(?:^|(?<=\s))\(?([a-z])[.:)]{1,2}\s+", re.IGNORECASE)
+LABEL = re.compile(r"(?:^|(?<=\s))\(?([a-z])[.:)]{1,2}(?:\s+|$)", re.IGNORECASE)
 
 
 def score(prediction: str, example: Scored) -> float:
