@@ -13,17 +13,28 @@ from torch import Tensor, nn
 
 import tiny
 from palimpsest.methods import adapter
-from palimpsest.methods.settings import Lora, MoELora
+from palimpsest.methods.settings import Lora, MoELora, Subset
 
 LORA = Lora(name="lora", rank=4, alpha=8)
 MOELORA = MoELora(name="moelora", rank=4, alpha=8, experts=2)
+SUBSET = Subset(name="subset")
 BASE = "example/tiny-llava"
-every_adapter = pytest.mark.parametrize("settings", [LORA, MOELORA], ids=["lora", "moelora"])
+ADDED = {"lora": LORA, "moelora": MOELORA}  # to the model, of which `subset` is a part
+EVERY = {**ADDED, "subset": SUBSET}
+every_adapter = pytest.mark.parametrize("settings", EVERY.values(), ids=EVERY)
+every_added_adapter = pytest.mark.parametrize("settings", ADDED.values(), ids=ADDED)
 
 
 def attached(settings, seed: int = 1, dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(seed)
     return adapter.build(settings).attach(tiny.tiny_llava(dtype=dtype), tiny.TARGETS)
+
+
+def part_of(settings) -> adapter.Adapter:
+    """An adapter that knows which parameters are its own, as it has been attached to a model."""
+    part = adapter.build(settings)
+    part.attach(tiny.tiny_llava(), tiny.TARGETS)
+    return part
 
 
 def trained(settings, steps: int = 3) -> nn.Module:
@@ -42,7 +53,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def saved(settings, model: nn.Module, directory: Path) -> Path:
-    adapter.build(settings).save(state_of(model), directory, model, BASE)
+    part_of(settings).save(state_of(model), directory, model, BASE)
     return directory
 
 
@@ -65,14 +76,14 @@ def test_an_untrained_adapter_changes_nothing(settings):
 
 @every_adapter
 def test_only_the_adapter_is_trainable_and_it_learns_everywhere(settings):
-    part, model = adapter.build(settings), trained(settings)
+    part, model = part_of(settings), trained(settings)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == part.owns(name), name
         assert part.owns(name) == (parameter.grad is not None and bool(parameter.grad.any())), name
     assert not torch.allclose(logits(model), logits(tiny.tiny_llava()), atol=1e-2)
 
 
-@every_adapter
+@every_added_adapter
 def test_initial_values_depend_on_the_seed_alone(settings):
     first, second = state_of(attached(settings)), state_of(attached(settings))
     other = state_of(attached(settings, seed=2))
@@ -94,13 +105,13 @@ def test_the_adapter_of_a_bf16_model_is_fp32(settings):
 def test_a_saved_adapter_loads_bit_for_bit(settings, tmp_path):
     model = trained(settings)
     fresh = attached(settings, seed=2)
-    adapter.build(settings).load(fresh, saved(settings, model, tmp_path))
+    part_of(settings).load(fresh, saved(settings, model, tmp_path))
     assert torch.equal(logits(fresh), logits(model))
 
 
 @every_adapter
 def test_wrong_files_are_refused_by_name_and_change_nothing(settings, tmp_path):
-    part, model = adapter.build(settings), attached(settings, seed=2)
+    part, model = part_of(settings), attached(settings, seed=2)
     before = {n: p.clone() for n, p in model.named_parameters()}
     whole = load_file(saved(settings, trained(settings), tmp_path) / part.weights)
     some = sorted(whole)[3]
@@ -123,7 +134,7 @@ def test_wrong_files_are_refused_by_name_and_change_nothing(settings, tmp_path):
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
-@every_adapter
+@every_added_adapter
 @pytest.mark.parametrize("change", [{"alpha": 16.0}, {"rank": 8}], ids=["alpha", "rank"])
 def test_an_adapter_of_other_settings_is_refused(settings, change, tmp_path):
     saved(settings, trained(settings), tmp_path)
@@ -135,7 +146,7 @@ def test_an_adapter_of_other_settings_is_refused(settings, change, tmp_path):
 
 @every_adapter
 def test_a_state_that_is_not_whole_is_not_saved(settings, tmp_path):
-    part, model = adapter.build(settings), attached(settings)
+    part, model = part_of(settings), attached(settings)
     state = state_of(model)
     name = next(iter(state))
     for wrong in (
@@ -150,7 +161,7 @@ def test_a_state_that_is_not_whole_is_not_saved(settings, tmp_path):
 
 @every_adapter
 def test_a_model_that_is_sharded_saves_what_was_gathered_from_it(settings, tmp_path):
-    part, model = adapter.build(settings), trained(settings)
+    part, model = part_of(settings), trained(settings)
     expected, gathered = logits(model), {n: p.detach() for n, p in state_of(model).items()}
     for parameter in state_of(model).values():  # as ZeRO-3 leaves a parameter
         parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
@@ -162,7 +173,7 @@ def test_a_model_that_is_sharded_saves_what_was_gathered_from_it(settings, tmp_p
     assert torch.equal(logits(fresh), expected)
 
 
-@every_adapter
+@every_added_adapter
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

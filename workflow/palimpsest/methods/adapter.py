@@ -19,10 +19,13 @@ from palimpsest.methods import settings as s
 
 
 class Adapter(ABC):
-    """Trainable parameters in chosen linear layers of a model whose own weights are frozen.
+    """Trainable parameters in chosen layers of a model, of which all else is frozen.
 
-    An adapter keeps nothing but its settings: everything it learns is in parameters of the model.
+    An adapter keeps nothing but its settings and, at most, which parameters of the model are its
+    own: everything it learns is in parameters of the model.
     """
+
+    targets: ClassVar[str] = "adapter_targets"  # key of a model's config that says where it goes
 
     mark: ClassVar[str]  # stands in the name of each parameter of the adapter, and of no other
     weights: ClassVar[str]  # file of the tensors in an adapter's directory

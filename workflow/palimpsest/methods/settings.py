@@ -45,6 +45,12 @@ class MoELora(Settings):
         return self
 
 
+class Subset(Settings):
+    """Modules of the model itself, trained as they are: the model's config names them."""
+
+    name: Literal["subset"]
+
+
 class Reservoir(Settings):
     """Replay from a uniform sample of all earlier examples (Vitter's algorithm R).
 
@@ -57,7 +63,7 @@ class Reservoir(Settings):
     share: float = Field(gt=0, lt=1)
 
 
-Adapter = Annotated[Lora | MoELora, Field(discriminator="name")]
+Adapter = Annotated[Lora | MoELora | Subset, Field(discriminator="name")]
 Rehearsal = Reservoir
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -147,8 +148,11 @@ def write(
     tokenizer: PreTrainedTokenizerFast,
     image_processor: BaseImageProcessor,
     out: Path,
+    tokenizers: Mapping[str, PreTrainedTokenizerFast] = MappingProxyType({}),
 ) -> None:
     """Write a model's directory, whole or not at all; `module` itself may be on the meta device.
+
+    `tokenizers` are further ones, by the folders that they stand in.
 
     Errors: ValueError names a tensor that is foreign, doubled, missing or of another shape.
     """
@@ -157,6 +161,8 @@ def write(
         module.config.architectures = [type(module).__name__]
         for piece in (module.config, tokenizer, image_processor):
             piece.save_pretrained(directory)
+        for folder, piece in tokenizers.items():
+            piece.save_pretrained(directory / folder)
 
 
 def _write_shards(named: Named, shapes: dict[str, torch.Size], directory: Path) -> None:

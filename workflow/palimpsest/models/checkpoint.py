@@ -20,9 +20,18 @@ PROJECTOR = "projector.safetensors"
 
 
 def attach(lmm: LMM, model: Model, method: Method) -> Adapter:
-    """Freeze the model, put the method's adapter into it and free what else the method trains."""
+    """Freeze the model, put the method's adapter into it and free what else the method trains.
+
+    Errors: ValueError if the model's config does not say where the adapter goes.
+    """
     adapter = build(method.adapter)
-    adapter.attach(lmm.module, model.adapter_targets)
+    targets = getattr(model, adapter.targets)
+    if targets is None:
+        raise ValueError(
+            f"{adapter.targets}: is missing in the model's config; a method whose adapter is "
+            f"{method.adapter.name!r} trains what it names"
+        )
+    adapter.attach(lmm.module, targets)
     if method.train_projector:
         _free_projector(lmm.module, model, adapter)
     return adapter

@@ -33,8 +33,10 @@ class Encoded:
     labels: list[int]  # IGNORE, or the token itself where it belongs to an answer
     # What else the module takes: of the picture, to be concatenated along the first axis, …
     pictures: dict[str, torch.Tensor] = field(default_factory=dict)
-    # … and of the tokens, to be padded with 0.
+    # … of the tokens, to be padded with 0 as these are, …
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    # … and of a text beside, as long as that is, to be padded with 0 on the right.
+    texts: dict[str, list[int]] = field(default_factory=dict)
 
 
 class LMM(ABC):
@@ -81,6 +83,9 @@ class LMM(ABC):
         }
         for name in encoded[0].tokens:
             batch[name] = padded_BL([e.tokens[name] for e in encoded], 0)
+        for name in encoded[0].texts:
+            texts = [torch.tensor(e.texts[name]) for e in encoded]
+            batch[name] = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         for name in dict.fromkeys(name for e in encoded for name in e.pictures):
             batch[name] = _stacked([e.pictures[name] for e in encoded if name in e.pictures])
         return batch
@@ -95,6 +100,7 @@ class Read:
     grown: int  # by so many characters, all of them before the first answer
     pictures: dict[str, torch.Tensor] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    texts: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Conversing(LMM):
@@ -131,14 +137,14 @@ class Conversing(LMM):
                     "model's config a larger one, or `pictures` that take fewer tokens"
                 )
         tokens = {name: values[:limit] for name, values in read.tokens.items()}
-        return Encoded(read.input_ids[:limit], labels[:limit], read.pictures, tokens)
+        return Encoded(read.input_ids[:limit], labels[:limit], read.pictures, tokens, read.texts)
 
     def encode_prompt(self, example: Example) -> Encoded:
         """Encode the conversation up to its last answer; it is never cut off."""
         text, spans = conversation(example, self.config.chat)
         read = self._read(example, text[: spans[-1][0]])
         unlearnt = [IGNORE] * len(read.input_ids)
-        return Encoded(read.input_ids, unlearnt, read.pictures, read.tokens)
+        return Encoded(read.input_ids, unlearnt, read.pictures, read.tokens, read.texts)
 
     def decode(self, token_ids: list[int]) -> str:
         """Return generated tokens as text."""
@@ -161,6 +167,18 @@ def conversation(example: Example, chat: Chat) -> tuple[str, list[tuple[int, int
         text += turn.answer + after
         spans.append((start, len(text)))
     return text, spans
+
+
+def ending(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends an answer: what a model's chat has next after it.
+
+    Errors: ValueError if that is nothing.
+    """
+    after = chat.assistant.split("{answer}")[1]
+    tokens = tokenizer(after, add_special_tokens=False)["input_ids"]
+    if not tokens:
+        raise ValueError("chat.assistant: {answer} must be followed by the token that ends it")
+    return tokens[0]
 
 
 def source(config: Model) -> dict[str, str | None]:

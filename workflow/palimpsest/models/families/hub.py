@@ -15,13 +15,21 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 
 from palimpsest.config import Model
 from palimpsest.data.example import Example, black
-from palimpsest.models.lmm import DTYPES, Conversing, Read, adjusted, opened, padded, source
+from palimpsest.models.lmm import (
+    DTYPES,
+    Conversing,
+    Read,
+    adjusted,
+    ending,
+    opened,
+    padded,
+    source,
+)
 
 USUAL = (640, 480)  # width and height in pixels of most of COCO's pictures
 
@@ -53,7 +61,7 @@ class Hub(Conversing):
     def __init__(self, config: Model, module: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.config, self.module, self.processor = config, module, processor
         self.tokenizer = processor.tokenizer
-        self.end_id = _end(config, self.tokenizer)
+        self.end_id = ending(config.chat, self.tokenizer)
         self.pad_id = self.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = self.end_id
@@ -120,12 +128,3 @@ def _processor(config: Model, of: PreTrainedConfig, where: dict[str, Any]) -> Pr
     }
     settings, _ = kind.get_processor_dict(**where)
     return OfPictures.from_args_and_dict([], settings, **parts)
-
-
-def _end(config: Model, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends an answer: what the config's chat has next after it."""
-    after = config.chat.assistant.split("{answer}")[1]
-    tokens = tokenizer(after, add_special_tokens=False)["input_ids"]
-    if not tokens:
-        raise ValueError("chat.assistant: {answer} must be followed by the token that ends it")
-    return tokens[0]
