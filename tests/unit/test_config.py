@@ -265,6 +265,13 @@ def test_what_a_study_measures_must_be_there(workplace):
     assert "config/models/tiny.yaml: how the released scripts have it answer" in refusal()
 
 
+def test_a_method_that_trains_modules_needs_a_model_that_names_them(workplace):
+    workplace.change("methods/lora", adapter={"name": "subset"})
+    assert "config/models/tiny.yaml: trainable: is missing: adapter 'subset' of" in refusal()
+    workplace.change("models/tiny", trainable=".*projector")
+    plan("small")
+
+
 def test_names_that_make_a_path_too_long_are_refused(workplace):
     workplace.write("methods/" + "m" * 180, (Path("config/methods/lora.yaml")).read_text())
     workplace.change("small", methods=["lora", "m" * 180])

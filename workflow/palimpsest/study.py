@@ -159,6 +159,7 @@ def plan(name: str) -> Plan:
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
             _check_batches(model_name, model, method_name, method, benchmark.tasks)
+            _check_trainable(model_name, model, method_name, method)
     planned = Plan(name, study, tuple(_experiments(study)))
     _check_lengths(where, planned.stages)
     _check_published(where, planned)
@@ -391,6 +392,15 @@ def _check_batches(
                 f"{CONFIG}/methods/{method_name}.yaml: training.batch: {error} "
                 f"(resources of {CONFIG}/models/{model_name}.yaml)"
             ) from None
+
+
+def _check_trainable(model_name: str, model: Model, method_name: str, method: Method) -> None:
+    """ConfigError if a method trains a model's own modules, and the model does not say which."""
+    if method.of(model_name).adapter.name == "subset" and model.trainable is None:
+        raise ConfigError(
+            f"{CONFIG}/models/{model_name}.yaml: trainable: is missing: adapter 'subset' of "
+            f"{CONFIG}/methods/{method_name}.yaml trains the modules that it names"
+        )
 
 
 def _load_named(kind: type[T], name: str, where: str) -> T:
