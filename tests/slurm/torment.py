@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster import wait_until
-from palimpsest.attempts import Attempt, Attempts
+from palimpsest.attempts import Attempt, Attempts, checkpoints
 from studies import StudyOnCluster
 
 OUTAGE = (2.0, 8.0)  # seconds until what has failed is there again
@@ -88,10 +88,6 @@ class Tormentor:
 
     def _resume(self, stage: str) -> Path:
         return self.study.root / "results" / "stages" / stage / "resume"
-
-    def _checkpoints(self, stage: str) -> list[Path]:
-        """The checkpoints of a stage, the newest last."""
-        return sorted(path.parent for path in self._resume(stage).glob("step-*/progress.json"))
 
     def _running(self, field: str = "%A") -> list[str]:
         """A field of squeue for each running job of the study; none while Slurm is away."""
@@ -172,14 +168,14 @@ class Tormentor:
 
     def _cut_checkpoint(self) -> str | None:
         """Crash a training, and take half of a file of the newest of its two checkpoints along."""
-        have = [found for found in self._training() if len(self._checkpoints(found[0])) > 1]
+        have = [found for found in self._training() if len(checkpoints(self._resume(found[0]))) > 1]
         if not have:
             return None
         stage, attempt = self.rng.choice(have)
         with suppress(ProcessLookupError):
             os.kill(attempt.pid, signal.SIGKILL)
         wait_until(lambda: attempt.pid not in self.cluster.processes_of(attempt.job), 10, "its end")
-        newest = self._checkpoints(stage)[-1]
+        newest = checkpoints(self._resume(stage))[-1]
         file = self.rng.choice(sorted(newest.iterdir()))
         os.truncate(file, file.stat().st_size // 2)
         return f"{newest.name}/{file.name} of {stage}"

@@ -21,6 +21,7 @@ FINISHED, MEMORY, TIME = "finished", "out of memory", "time limit"
 NEAR_LIMIT = "stopped before its time limit, with a checkpoint"
 SIGNALLED = "stopped by SIGTERM, with a checkpoint"
 STOPPED = (NEAR_LIMIT, SIGNALLED)
+PROGRESS = "progress.json"  # written last into a checkpoint
 KILLED = "killed"
 SLURM_SAYS = {
     "OUT_OF_MEMORY": MEMORY,
@@ -31,6 +32,11 @@ SLURM_SAYS = {
     "PREEMPTED": "preempted",
     "CANCELLED": "cancelled",
 }
+
+
+def checkpoints(resume: Path) -> list[Path]:
+    """Return the checkpoints in a stage's resume directory, `step-<n>`, the oldest first."""
+    return sorted(path.parent for path in resume.glob(f"step-*/{PROGRESS}"))
 
 
 @dataclass(frozen=True)

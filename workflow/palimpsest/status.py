@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from palimpsest import lock, slurm
-from palimpsest.attempts import SLURM_SAYS, STOPPED, Attempt, Attempts
+from palimpsest.attempts import SLURM_SAYS, STOPPED, Attempt, Attempts, checkpoints
 from palimpsest.config import AS_PUBLISHED, METRIC, Model, load
 from palimpsest.files import read_json
 from palimpsest.lineage import Stage
@@ -223,8 +223,8 @@ def _end(why: str, last: Attempt, resume: Path) -> str:
     """Say after which step an attempt ended and why, and where the next one goes on."""
     step, why = _step(last, resume), shorten(why, LONGEST_WHY).rstrip(".")
     ended = f"after step {step} of {last.num_steps}" if step else "before its first step"
-    names = sorted(path.parent.name for path in resume.glob("step-*/progress.json"))
-    saved = int(names[-1].removeprefix("step-")) if names else 0
+    left = checkpoints(resume)
+    saved = int(left[-1].name.removeprefix("step-")) if left else 0
     where = "goes on from there" if saved == step else f"goes on after step {saved}"
     return f"{ended}: {why}; its next attempt {where if saved else 'starts anew'}"
 

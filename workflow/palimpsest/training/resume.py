@@ -15,11 +15,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from palimpsest.attempts import PROGRESS, checkpoints
 from palimpsest.files import flush, read_json, write_json
 from palimpsest.training.engine import Engine
 
 KEPT = 2  # checkpoints
-PROGRESS = "progress.json"
 
 
 class Resume:
@@ -47,8 +47,8 @@ class Resume:
             write_json(partial / PROGRESS, {**self.identity, **progress, "files": files})
             shutil.rmtree(self.directory / name, ignore_errors=True)
             os.replace(partial, self.directory / name)
-            for old in self._names()[:-KEPT]:
-                shutil.rmtree(self.directory / old)
+            for old in checkpoints(self.directory)[:-KEPT]:
+                shutil.rmtree(old)
         dist.barrier()
 
     def load(self, engine: Engine) -> dict[str, Any] | None:
@@ -74,18 +74,18 @@ class Resume:
     def _newest_whole(self) -> Path | None:
         """Return the newest checkpoint of which nothing is missing; damaged ones are removed."""
         damaged = []
-        for name in reversed(self._names()):
-            if not (damage := _damage(self.directory / name)):
+        for checkpoint in reversed(checkpoints(self.directory)):
+            if not (damage := _damage(checkpoint)):
                 break
-            damaged.append((self.directory / name, damage))
+            damaged.append((checkpoint, damage))
         dist.barrier()  # every rank has looked
         if dist.get_rank() == 0:
             for path, damage in damaged:
                 print(f"{path}: removed, for it is damaged: {damage}", flush=True)
                 shutil.rmtree(path)
         dist.barrier()
-        names = self._names()
-        return self.directory / names[-1] if names else None
+        left = checkpoints(self.directory)
+        return left[-1] if left else None
 
     def clear(self) -> None:
         """Remove all that a finished stage needs no more; its log and metrics stay."""
@@ -93,9 +93,6 @@ class Resume:
             shutil.rmtree(checkpoint)
         for script in self.directory.glob("zero_to_*.py"):  # the engine leaves it beside
             script.unlink()
-
-    def _names(self) -> list[str]:
-        return sorted(path.parent.name for path in self.directory.glob(f"step-*/{PROGRESS}"))
 
 
 def _damage(checkpoint: Path) -> str | None:
