@@ -46,16 +46,12 @@ def score_cell(
     """
     predictions = read_predictions(cell, stage_fingerprint, examples)
     (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
-    answers = [predictions[id] for id in examples.ids]
+    ids = examples.ids
+    answers = [predictions[id] for id in ids]
+    scores = score_all(answers, examples, scorer)
     outcomes = [
-        {
-            "id": id,
-            "score": score,
-            "right_kind": re.fullmatch(answer_format, answer.strip()) is not None,
-        }
-        for id, answer, score in zip(
-            examples.ids, answers, score_all(answers, examples, scorer), strict=True
-        )
+        {"id": id, "score": score, "right_kind": is_of_right_kind(answer, answer_format)}
+        for id, answer, score in zip(ids, answers, scores, strict=True)
     ]
     write_scores(
         cell / measure,
@@ -70,6 +66,11 @@ def score_cell(
             "stage_fingerprint": stage_fingerprint,
         },
     )
+
+
+def is_of_right_kind(answer: str, answer_format: str) -> bool:
+    """Return whether an answer, without blanks around it, matches a task's format in full."""
+    return re.fullmatch(answer_format, answer.strip()) is not None
 
 
 def write_scores(out: Path, outcomes: list[dict[str, Any]], scores: dict[str, Any]) -> None:

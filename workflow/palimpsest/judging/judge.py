@@ -10,7 +10,6 @@ A reply without a score is counted as unparsable, and is no part of the mean.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from palimpsest.config import Judge, Task
 from palimpsest.data.shards import Shards
-from palimpsest.evaluation.score import percent, read_predictions, write_scores
+from palimpsest.evaluation.score import is_of_right_kind, percent, read_predictions, write_scores
 from palimpsest.judging import parsing, serving
 from palimpsest.judging.cache import Judgements
 from palimpsest.judging.endpoint import Endpoint
@@ -82,7 +81,7 @@ def judge_cell(
         {
             "id": id,
             "score": math.nan if score is None else score / parsing.HIGHEST,
-            "right_kind": re.fullmatch(task.answer_format, predictions[id].strip()) is not None,
+            "right_kind": is_of_right_kind(predictions[id], task.answer_format),
             "reply": replies[asked],
         }
         for (id, asked), score in zip(prompts.items(), scores, strict=True)
