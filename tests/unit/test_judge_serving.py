@@ -75,12 +75,11 @@ def serve(judge: Judge) -> psutil.Process:
 
 
 def test_the_first_who_asks_starts_a_server(judge):
-    found = []
+    found, strict = [], judge()
     askers = [
-        threading.Thread(target=lambda: found.append(serving.find("strict", judge(), RESULTS)))
+        threading.Thread(target=lambda: found.append(serving.find("strict", strict, RESULTS)))
         for _ in range(3)
     ]
-    judge()
     for asker in askers:
         asker.start()
     for asker in askers:
@@ -88,7 +87,7 @@ def test_the_first_who_asks_starts_a_server(judge):
     assert len(found) == 3
     assert found == [read_json(PLACE / "endpoint.json")["url"]] * 3
     assert LOG.read_text().count("chat_server.py --port") == 1
-    endpoint = Endpoint(judge(), found[0], PLACE / serving.USED)
+    endpoint = Endpoint(strict, found[0], PLACE / serving.USED)
     os.utime(PLACE / serving.USED, (0, 0))
     assert list(endpoint.replies(["a"])) == [("a", chat_server.rating("a"))]
     assert time.time() - (PLACE / serving.USED).stat().st_mtime < 60
