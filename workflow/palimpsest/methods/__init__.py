@@ -1,8 +1,9 @@
 """Continual-learning methods, one part a file; a method is a composition of parts.
 
 A part named `moelora` has its typed settings in `settings.py` and its work in `moelora.py`.
-Adapters are classes (`adapter.py`), rehearsal parts are modules of functions. Nothing here imports
-torch until an adapter is asked for.
+Adapters (`adapter.py`) and regularisers (`regulariser.py`) are classes with an interface of their
+own, the router is a class, rehearsal parts are modules of functions. Nothing here imports torch
+until a part is asked for.
 """
 
 from __future__ import annotations

@@ -51,6 +51,50 @@ class Subset(Settings):
     name: Literal["subset"]
 
 
+class Projector(Settings):
+    """One projector a task beside the published one, each a copy of it at first: EProj's experts.
+
+    (He et al., arXiv 2311.16206.) A router says which of them a picture goes through.
+    """
+
+    name: Literal["projector"]
+
+
+class EWC(Settings):
+    """Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796).
+
+    `examples` of a task, drawn at random, give its Fisher information; all where it has fewer.
+    """
+
+    name: Literal["ewc"]
+    strength: float = Field(gt=0)  # lambda
+    examples: int = Field(gt=0)
+
+
+class MAS(Settings):
+    """Memory aware synapses (Aljundi et al., arXiv 1711.09601); `examples` as for EWC."""
+
+    name: Literal["mas"]
+    strength: float = Field(gt=0)  # lambda
+    examples: int = Field(gt=0)
+
+
+class TIR(Settings):
+    """Task-similarity-informed regularisation over EWC or MAS (He et al., arXiv 2311.16206)."""
+
+    name: Literal["tir"]
+    base: Literal["ewc", "mas"]
+    strength: float = Field(gt=0)  # lambda
+    examples: int = Field(gt=0)
+
+
+class LwF(Settings):
+    """Learning without forgetting (Li and Hoiem, arXiv 1606.09282), on the answers' tokens."""
+
+    name: Literal["lwf"]
+    strength: float = Field(gt=0)  # lambda
+
+
 class Reservoir(Settings):
     """Replay from a uniform sample of all earlier examples (Vitter's algorithm R).
 
@@ -63,8 +107,35 @@ class Reservoir(Settings):
     share: float = Field(gt=0, lt=1)
 
 
-Adapter = Annotated[Lora | MoELora | Subset, Field(discriminator="name")]
-Rehearsal = Reservoir
+class Proportional(Settings):
+    """Replay of a uniform sample of every earlier task, as large a part of each (He et al.).
+
+    The old examples are added to the new ones, so that a stage takes more steps than one without.
+    """
+
+    name: Literal["proportional"]
+    ratio: float = Field(gt=0, le=1)  # of a task's training examples
+
+
+class Keys(Settings):
+    """A key for the pictures and one for the instructions of each task (He et al.'s EProj).
+
+    A question goes to the task whose keys are nearest to it. The keys of a task are trained before
+    all else, on `examples` of it: L = strength * sum over a batch of (1 - cos) for both.
+    """
+
+    name: Literal["keys"]
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    strength: float = Field(gt=0)
+    batch: int = Field(gt=0)
+    examples: int = Field(gt=0)
+
+
+Adapter = Annotated[Lora | MoELora | Subset | Projector, Field(discriminator="name")]
+Regulariser = Annotated[EWC | MAS | TIR | LwF, Field(discriminator="name")]
+Rehearsal = Annotated[Reservoir | Proportional, Field(discriminator="name")]
+Router = Keys
 
 
 class Training(Settings):

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from palimpsest.config import Chat, Model
+from palimpsest.config import Chat, Model, TextEncoder
 from palimpsest.data.example import Example
 from palimpsest.files import sha256
+from palimpsest.methods.answers import IGNORE
 from palimpsest.refusal import one_of
 
-IGNORE = -100  # label of a token that is not learnt
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -181,7 +181,7 @@ def ending(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokens[0]
 
 
-def source(config: Model) -> dict[str, str | None]:
+def source(config: Model | TextEncoder) -> dict[str, str | None]:
     """Return where a model's files are, as transformers' `from_pretrained` takes it.
 
     Errors: ValueError if there is no model, or its weights are not those of the config's sha256.
