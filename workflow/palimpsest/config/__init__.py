@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from palimpsest.config.benchmark import Benchmark
 from palimpsest.config.judge import Asking, Judge, JudgeResources, Sampling, Serving
 from palimpsest.config.method import Method
-from palimpsest.config.model import AsPublished, Chat, Model, Resources
+from palimpsest.config.model import AsPublished, Chat, Model, Resources, TextEncoder
 from palimpsest.config.science import PACKAGE, Science, modules
 from palimpsest.config.study import AS_PUBLISHED, METRIC, Evaluation, Published, Reference, Study
 from palimpsest.config.task import Task
@@ -29,8 +29,8 @@ from palimpsest.refusal import ConfigError, check_known, explain, read_yaml
 __all__ = [
     "AS_PUBLISHED", "CONFIG", "METRIC", "PACKAGE", "AsPublished", "Asking", "Benchmark", "Chat",
     "Download", "Evaluation", "Judge", "JudgeResources", "Method", "Model", "Published",
-    "Reference", "Resources", "Sampling", "Science", "Serving", "Study", "T", "Task", "Training",
-    "check_named", "load", "modules",
+    "Reference", "Resources", "Sampling", "Science", "Serving", "Study", "T", "Task",
+    "TextEncoder", "Training", "check_named", "load", "modules",
 ]  # fmt: skip
 
 CONFIG = Path("config")

@@ -64,11 +64,24 @@ class AsPublished(Settings):
         return metrics
 
 
+class TextEncoder(Settings):
+    """A BERT that reads instructions and answers where tasks are compared or told apart."""
+
+    weights: str  # a directory, or a hub id together with a revision
+    revision: str | None = None
+    sha256: str | None = None  # of model.safetensors, for weights in a directory
+
+
 class Model(Science):
-    """An LMM: its weights, how it is spoken to, what a stage may train, what a job needs."""
+    """An LMM: its weights, how it is spoken to, what a stage may train, what a job needs.
+
+    `tower` and `text_encoder` change the numbers of methods that compare tasks or tell them apart,
+    and of no other: the identity of their stages has them.
+    """
 
     cosmetic: ClassVar = {
         "title", "citation", "micro_batch", "zero_stage", "resources", "as_published",
+        "tower", "text_encoder",
     }  # fmt: skip
     family: str  # models/families/<family>.py
     weights: str  # a directory, or a hub id together with a revision
@@ -81,12 +94,19 @@ class Model(Science):
     adapter_targets: str  # regular expression over module names: the layers an adapter is put on
     trainable: str | None = None  # as such an expression: what the adapter `subset` trains
     projector: str  # name of the module between pictures and language model
+    tower: str | None = None  # name of the module that looks at pictures, with a CLS token first
+    text_encoder: TextEncoder | None = None  # if none, the mean of the model's own embeddings
     precision: Literal["fp32", "bf16"]
     micro_batch: int = Field(gt=0)  # examples a rank and forward pass
     zero_stage: Literal[0, 1, 2, 3] = 1
     resources: Resources
     as_published: AsPublished | None = None
     citation: str | None = None
+
+    @property
+    def comparing(self) -> dict[str, Any]:
+        """The settings by which it compares questions and tasks."""
+        return self.model_dump(mode="json", include={"tower", "text_encoder"})
 
     @property
     def downloads(self) -> tuple[str, ...]:

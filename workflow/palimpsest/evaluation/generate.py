@@ -12,18 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
-from palimpsest.config import Evaluation, Model, load
+from palimpsest.config import Benchmark, Evaluation, Model, load
 from palimpsest.data.example import Example
 from palimpsest.evaluation.score import METADATA
 from palimpsest.files import whole_file
 from palimpsest.lineage import Stage
+from palimpsest.methods.keys import Keys
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import LMM
+from palimpsest.models.routing import ROUTER, Routing
 from palimpsest.provenance import commit
-from palimpsest.study import Manner, check_record, manner_of, method_of, stage_fingerprint
+from palimpsest.study import Manner, check_record, history, manner_of, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
 
 SCHEMA = pa.schema(
@@ -34,6 +37,7 @@ SCHEMA = pa.schema(
         ("references", pa.list_(pa.string())),
         ("num_tokens", pa.int32()),
         ("stop_reason", pa.string()),  # end: the model ended its answer; length: it was cut off
+        ("expert", pa.string()),  # the step that a router sent the question to, if there is one
     ]
 )
 
@@ -45,12 +49,13 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
     """
     begun = time.monotonic()
     lmm = load_stage(stage, results)
+    routing = load_routing(stage, results, lmm)
     print(f"{stage}: loaded in {time.monotonic() - begun:.1f} s", flush=True)
     for task in tasks:
         examples = Examples(results, stage.benchmark, [task], evaluation.split, evaluation.sample)
         examples.verify()
         manner = manner_of(stage.model, task, evaluation.generation)
-        rows, counters = answer(lmm, examples, manner, evaluation.batch)
+        rows, counters = answer(lmm, examples, manner, evaluation.batch, routing)
         about = {
             "stage_fingerprint": stage_fingerprint(stage),
             "evaluation": evaluation.name,
@@ -64,7 +69,8 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
         print(
             f"{stage} on {task}: {counters['questions']} questions, "
             f"{counters['questions'] / counters['seconds']:.0f} a second, "
-            f"{counters['padded_tokens'] / counters['prompt_tokens']:.0%} padding",
+            f"{counters['padded_tokens'] / counters['prompt_tokens']:.0%} padding"
+            f"{_retrieved(rows, task, routing)}",
             flush=True,
         )
 
@@ -86,9 +92,18 @@ def load_stage(stage: Stage, results: Path) -> LMM:
     return lmm
 
 
+def load_routing(stage: Stage, results: Path, lmm: LMM) -> Routing | None:
+    """Load what sends questions to a stage's experts; None if its method has no router."""
+    if stage.method is None or method_of(stage).router is None:
+        return None
+    keys = Keys(method_of(stage).router, load_file(stage.directory(results) / ROUTER))
+    steps = ["+".join(step) for step in (*history(stage), stage.lineage.last)]
+    return Routing(lmm, keys, steps, len(load(Benchmark, stage.benchmark).initial))
+
+
 @torch.inference_mode()
 def answer(
-    lmm: LMM, examples: Examples, manner: Manner, batch: int
+    lmm: LMM, examples: Examples, manner: Manner, batch: int, routing: Routing | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Answer questions greedily, prompts of similar length together; rows in the given order.
 
@@ -105,10 +120,11 @@ def answer(
         for start in range(0, len(order), batch):
             asked = {i: examples[i] for i in order[start : start + batch]}
             prompts = [lmm.encode_prompt(example) for example in asked.values()]
+            sent = routing.send([*asked.values()], prompts) if routing else [None] * len(asked)
             inputs = lmm.collate(prompts, "left")
             answers = _generate(lmm, inputs, manner.max_new_tokens)
-            for (i, example), tokens in zip(asked.items(), answers, strict=True):
-                rows[i] = _row(lmm, example, tokens, manner)
+            for (i, example), tokens, expert in zip(asked.items(), answers, sent, strict=True):
+                rows[i] = _row(lmm, example, tokens, manner) | {"expert": expert}
             counters["pictures_decoded"] += sum(bool(p.pictures) for p in prompts)
             counters["prompt_tokens"] += int(inputs["attention_mask"].sum())
             counters["padded_tokens"] += int((inputs["attention_mask"] == 0).sum())
@@ -142,3 +158,11 @@ def _row(lmm: LMM, example: Example, tokens: list[int], manner: Manner) -> dict[
         "num_tokens": len(tokens),
         "stop_reason": "end" if tokens[-1:] == [lmm.end_id] else "length",
     }
+
+
+def _retrieved(rows: list[dict[str, Any]], task: str, routing: Routing | None) -> str:
+    """Say how many of a task's questions were sent to the step that learnt it, if there is one."""
+    own = [step for step in routing.steps if task in step.split("+")] if routing else []
+    if not own:
+        return ""
+    return f", {sum(row['expert'] in own for row in rows) / len(rows):.1%} sent to their own expert"

@@ -46,6 +46,12 @@ class Adapter(ABC):
         Raises ValueError if `targets` matches no module, or one that is no linear layer.
         """
 
+    def grow(self, model: nn.Module) -> None:  # noqa: B027 - most adapters have nothing to do
+        """Make room in an attached model for the step to come, after `load` and before an engine.
+
+        Only adapters that learn every step apart do anything.
+        """
+
     def owns(self, name: str) -> bool:
         """Return whether a parameter, by its name in the attached model, is the adapter's."""
         return self.mark in name
