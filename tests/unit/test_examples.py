@@ -9,13 +9,24 @@ import pytest
 
 from palimpsest.config import Method
 from palimpsest.data.example import Example, Turn
-from palimpsest.training.examples import EMPTY, Buffer, Curriculum
+from palimpsest.methods.settings import Proportional
+from palimpsest.training.examples import EMPTY, Buffer, Curriculum, first_buffer
 
 BATCH = 8
 
 
+class Joint(list):
+    """Examples of some tasks, one after another, as `tasks.Examples` of them are."""
+
+    def __init__(self, *parts):
+        super().__init__(example for part in parts for example in part)
+        self.parts = parts
+
+
 def examples(name, number):
-    return [Example(f"{name}-{n}", None, (Turn("?" * n, "a"),), ("a",)) for n in range(number)]
+    return Joint(
+        [Example(f"{name}-{n}", None, (Turn("?" * n, "a"),), ("a",)) for n in range(number)]
+    )
 
 
 def method(epochs=1.0, **rehearsal):
@@ -30,6 +41,15 @@ def method(epochs=1.0, **rehearsal):
             },
         }
     )  # fmt: skip
+
+
+def proportional(ratio, epochs=1.0):
+    rehearsal = Proportional(name="proportional", ratio=ratio)
+    return method(epochs).model_copy(update={"rehearsal": rehearsal})
+
+
+def by_task(examples):
+    return Counter(e.id.split("-")[0] for e in examples)
 
 
 PLAIN = method().model_copy(update={"rehearsal": None})
@@ -128,3 +148,69 @@ def test_the_buffer_is_a_uniform_sample_over_three_stages():
     assert chi_square < 104  # 63 degrees of freedom: one time in a thousand
     by_stage = [times[:16].sum(), times[16:48].sum(), times[48:].sum()]
     assert np.allclose(by_stage, [1000, 2000, 1000], rtol=0.1)
+
+
+def test_the_base_gives_a_reservoir_the_initial_tasks_in_order():
+    initial = Joint(examples("first", 6), examples("second", 30))
+    few = first_buffer(initial, method(capacity=50), 0, "b")
+    assert (few.examples, few.seen) == (initial, 36)
+    full = first_buffer(initial, method(), 0, "b")
+    assert (len({e.id for e in full.examples}), full.seen) == (10, 36)
+    assert full == first_buffer(initial, method(), 0, "b")
+    assert full != first_buffer(initial, method(), 1, "b")
+    after = Curriculum(examples("new", 64), full, method(2), 0, "a").next_buffer()
+    assert (len(after.examples), after.seen) == (10, 100)
+
+
+def test_the_base_of_a_benchmark_without_initial_tasks_has_an_empty_buffer():
+    for settings in (PLAIN, method(), proportional(0.5)):
+        assert first_buffer(Joint(), settings, 0, "b") == EMPTY
+    assert first_buffer(examples("first", 9), PLAIN, 0, "b") == EMPTY
+
+
+def test_proportional_replay_holds_as_large_a_part_of_every_task():
+    settings = proportional(0.1, epochs=2)
+    initial = Joint(examples("first", 50), examples("second", 4))
+    steps = [examples("a", 30), Joint(examples("b", 64), examples("c", 20)), examples("d", 16)]
+    buffer = first_buffer(initial, settings, 0, "benchmark")
+    held = {"first": 5, "second": 1}  # at least one of a task
+    assert (by_task(buffer.examples), buffer.seen) == (held, 54)
+    added = [{"a": 3}, {"b": 6, "c": 2}, {"d": 2}]
+    for new, of_new in zip(steps, added, strict=True):
+        before = buffer
+        buffer = Curriculum(new, before, settings, 0, new[0].id).next_buffer()
+        held |= of_new
+        assert by_task(buffer.examples) == held
+        assert buffer.seen == before.seen + len(new)
+        assert buffer.examples[: len(before.examples)] == before.examples
+        assert set(buffer.examples) <= {*before.examples, *new}
+        assert len(set(buffer.examples)) == len(buffer.examples)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_proportional_replay_adds_the_old_examples_to_the_new_ones(epochs):
+    new = examples("new", 46)  # with the buffer's 10, seven batches
+    curriculum = Curriculum(new, OLD, proportional(0.1, epochs), 0, "a/b")
+    assert curriculum.num_steps == 7 * epochs
+    assert Counter(samples(curriculum)) == {e.id: epochs for e in [*new, *OLD.examples]}
+    mixed = [id.split("-")[0] for id in samples(curriculum)]
+    assert mixed != sorted(mixed)
+    lengths = curriculum.characters([len(e.turns[0].question) + 1 for e in new])
+    assert lengths == [len(e.turns[0].question) + 1 for e in curriculum]
+
+
+def test_a_first_stage_with_proportional_replay_is_one_without_rehearsal():
+    new = examples("new", 64)
+    with_replay = Curriculum(new, EMPTY, proportional(0.1), 0, "a")
+    assert samples(with_replay) == samples(Curriculum(new, EMPTY, PLAIN, 0, "a"))
+
+
+def test_seed_and_lineage_decide_what_proportional_replay_keeps():
+    def kept(seed, lineage):
+        new = examples("new", 64)
+        buffer = Curriculum(new, OLD, proportional(0.1), seed, lineage).next_buffer()
+        return [e.id for e in buffer.examples]
+
+    assert kept(0, "a/b") == kept(0, "a/b")
+    assert kept(0, "a/b") != kept(1, "a/b")
+    assert kept(0, "a/b") != kept(0, "b/a")

@@ -87,5 +87,32 @@ def test_an_empty_reservoir_gives_nothing_but_nothing():
         reservoir.draw([], 3, np.random.default_rng(0))
 
 
+def in_turn(number: int) -> list[int]:
+    return [i % number for i in range(16)]
+
+
+SETTINGS = Reservoir(name="reservoir", capacity=3, share=0.25)
+
+
+def test_old_positions_take_the_place_of_the_last_new_ones():
+    samples = reservoir.order(10, 3, in_turn, SETTINGS, np.random.default_rng(0))
+    assert samples[:12] == in_turn(10)[:12]
+    assert set(samples[12:]) == {10, 11, 12}
+    assert len(samples) == 16
+    assert reservoir.order(10, 0, in_turn, SETTINGS, np.random.default_rng(0)) == in_turn(10)
+
+
+def test_what_is_kept_is_the_reservoir_after_what_was_learnt():
+    """Of 3 old positions, after 5 seen, and 4 new ones each is kept as often: 3 times in 9."""
+    kept: Counter[int] = Counter()
+    rng = np.random.default_rng(0)
+    for _ in range(6000):
+        kept.update(reservoir.kept([9, 10, 11], 5, [range(9)], [8, 0, 3, 4], SETTINGS, rng))
+    assert set(kept) == {9, 10, 11, 8, 0, 3, 4}
+    new, old = [kept[i] for i in (8, 0, 3, 4)], [kept[i] for i in (9, 10, 11)]
+    assert np.allclose(new, 6000 * 3 / 9, rtol=0.05)
+    assert np.allclose(old, 6000 * (3 - 4 * 3 / 9) / 3, rtol=0.05)  # those that had been kept
+
+
 def test_the_part_is_found_by_its_settings():
     assert methods.part(Reservoir(name="reservoir", capacity=3, share=0.5)) is reservoir

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
+from palimpsest.methods.settings import Reservoir
+
 T = TypeVar("T")
+
+
+def order(
+    new: int,
+    old: int,
+    epochs: Callable[[int], list[int]],
+    settings: Reservoir,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Return the samples of a stage, by position: 0 … new - 1 are new, `old` more are rehearsed.
+
+    There are as many as without rehearsal; old ones take the place of the last new ones. `epochs`
+    gives the order of a stage of so many examples.
+    """
+    samples = epochs(new)
+    num_new = len(samples) - (round(settings.share * len(samples)) if old else 0)
+    return samples[:num_new] + draw(range(new, new + old), len(samples) - num_new, rng)
+
+
+def kept(
+    old: Sequence[int],
+    seen: int,
+    tasks: Sequence[Sequence[int]],
+    learnt: Sequence[int],
+    settings: Reservoir,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Return the positions in the reservoir, `old` before, after new ones have been `learnt`."""
+    return update(old, seen, learnt, settings.capacity, rng)[0]
 
 
 def update(
