@@ -24,6 +24,7 @@ include: "rules/common.smk"
 include: "rules/download.smk"  # what publishers released
 include: "rules/data.smk"  # publisher's files -> Arrow shards
 include: "rules/models.smk"  # published parts -> weights
+include: "rules/similarity.smk"  # model x task -> embeddings
 include: "rules/train.smk"  # one job a stage, each starting from its parent's
 include: "rules/evaluate.smk"  # stage x task -> predictions -> scores
 include: "rules/judge.smk"  # predictions -> scores by a language model
@@ -44,6 +45,7 @@ localrules:
     chance,  # a second each, and no model: no job of a cluster's is worth it
     score,
     data_all,
+    embed_all,
     train_all,
     evaluate_all,
     report_all,

@@ -16,13 +16,23 @@ from palimpsest.config import (
     Task,
     load,
 )
+from palimpsest.embeddings import fingerprints
 from palimpsest.files import fingerprint
 from palimpsest.judging import parsing
 from palimpsest.launch import DECIDED, job_resources
 from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue
 from palimpsest.lineage import TASK_NAME, Stage
 from palimpsest.metrics import metric
-from palimpsest.study import RESULTS, manner_of, plan, refuse_foreign_stages, scorer
+from palimpsest.study import (
+    RESULTS,
+    history,
+    initial_of,
+    manner_of,
+    method_of,
+    plan,
+    refuse_foreign_stages,
+    scorer,
+)
 
 LEFT = Leftovers({}, [])
 try:
@@ -52,6 +62,7 @@ ON_TASK = "" if EVALUATION.fan_out == "stage" else " on {wildcards.task}"
 
 DOWNLOAD = "results/downloads/{download}/download.json"
 MANIFEST = "results/data/{task}/manifest.json"
+EMBEDDING = "results/embeddings/{model}/{task}.safetensors"
 RECORD = "results/stages/{stage}/stage/stage.json"
 CELL = f"results/stages/{{stage}}/cells/{EVALUATION.name}/{{task}}"
 REPORT = f"results/reports/{STUDY.name}"
@@ -63,12 +74,18 @@ TRAINED = rf"[^/]+/[^/]+/[^/]+/seed-\d+/{STEP}(/{STEP})*"
 
 wildcard_constraints:
     task=ANY_TASK,
+    model="[^/]+",
     stage=rf"[^/]+/[^/]+/base|{TRAINED}",
 
 
+def model_of(wildcards):
+    """The model of a job: that which its wildcards name, or that of their stage."""
+    return wildcards.get("model") or Stage.parse(wildcards.stage).model
+
+
 def resources_of(wildcards):
-    """What a job of the wildcards' stage needs: the model's config says it."""
-    return load(Model, Stage.parse(wildcards.stage).model).resources
+    """What a job needs: its model's config says it."""
+    return load(Model, model_of(wildcards)).resources
 
 
 def of_stage(name):
@@ -103,8 +120,18 @@ def own_record(wildcards):
 
 
 def learnt_data(wildcards):
-    """The shards of the tasks that a stage learns."""
-    return expand(MANIFEST, task=Stage.parse(wildcards.stage).lineage.last)
+    """The shards of the tasks that a stage learns, and of initial ones that it looks back on."""
+    stage = Stage.parse(wildcards.stage)
+    return expand(MANIFEST, task=[*initial_of(stage), *stage.lineage.last])
+
+
+def compared_embeddings(wildcards):
+    """The embeddings of a stage's tasks and of the earlier ones, where its method compares them."""
+    stage = Stage.parse(wildcards.stage)
+    if not method_of(stage).compares_tasks or not history(stage):
+        return []
+    tasks = [task for step in (*history(stage), stage.lineage.last) for task in step]
+    return expand(EMBEDDING, model=stage.model, task=tasks)
 
 
 def tasks_of(wildcards):
@@ -129,9 +156,14 @@ def manner(wildcards):
 
 
 def weights(wildcards):
-    """The weights of a stage's model, if they are made here."""
-    name = Stage.parse(wildcards.stage).model
+    """The weights of a job's model, if they are made here."""
+    name = model_of(wildcards)
     return f"results/models/{name}/config.json" if name in ASSEMBLED else []
+
+
+def embedded(wildcards):
+    """Of what a job makes embeddings; a change makes them anew."""
+    return [fingerprints(wildcards.model, task) for task in tasks_of(wildcards)]
 
 
 def judge_of(wildcards):

@@ -4,6 +4,7 @@ rule report:
         chance=expand("results/data/{task}/chance.json", task=STUDY.tasks),
         gallery=expand("results/data/{task}/gallery.parquet", task=STUDY.tasks),
         published=STUDY.published or [],
+        embeddings=rules.embed_all.input,
     output:
         report(
             directory(REPORT),

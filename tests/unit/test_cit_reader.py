@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from palimpsest.config import Benchmark, Download, Task, load
+from palimpsest.config import AS_PUBLISHED, Benchmark, Download, Task, load
 from palimpsest.data import json_array
 from palimpsest.data.convert import convert
 from palimpsest.data.example import Example, Rejected
@@ -21,8 +21,9 @@ from palimpsest.data.miniatures.cit import CAPTIONS, generate
 from palimpsest.data.readers import official
 from palimpsest.data.shards import Shards
 from palimpsest.evaluation.score import score_all
+from palimpsest.study import manner_of, scorer
 
-TASKS = load(Benchmark, "cit-miniature-pretrained").tasks
+TASKS = load(Benchmark, "cit-miniature-warm").tasks
 NAMES = [name.removeprefix("mini-cit-") for name in TASKS]
 
 
@@ -155,7 +156,10 @@ def test_the_same_tree_each_time(tmp_path):
 
 def test_the_full_tasks_are_asked_as_the_small_ones():
     small = load(Benchmark, "cit-miniature-warm")
-    for order, tasks in load(Benchmark, "cit-warm").orders.items():
+    full = load(Benchmark, "cit-warm")
+    assert set(full.tasks) == set(load(Benchmark, "cit-pretrained").tasks)
+    assert small.initial == tuple(f"mini-{task}" for task in full.initial)
+    for order, tasks in full.orders.items():
         assert small.orders[order] == tuple(f"mini-{task}" for task in tasks)
     for name in NAMES:
         task, mini = load(Task, f"cit-{name}"), load(Task, f"mini-cit-{name}")
@@ -166,6 +170,18 @@ def test_the_full_tasks_are_asked_as_the_small_ones():
         assert {path.split("/")[0] for path in paths} == set(task.downloads)
         for download in task.downloads:
             assert load(Download, download).licence
+
+
+def test_llava_answers_and_is_scored_as_its_released_scripts_do():
+    manner = manner_of("llava-1.5-7b", "cit-vqav2", AS_PUBLISHED)
+    assert manner.max_new_tokens == 128
+    assert manner.of_model["pictures"] == "pad"  # CoIN's crop those of its own VQAv2
+    assert manner_of("llava-1.5-7b", "coin-vqav2", AS_PUBLISHED).of_model["pictures"] == "crop"
+    scorers = {
+        model: scorer(model, "cit-aokvqa", AS_PUBLISHED)[0]
+        for model in ("llava-1.5-7b", "instructblip-vicuna-7b")
+    }
+    assert scorers == {"llava-1.5-7b": "cit_exact", "instructblip-vicuna-7b": "cit_aokvqa"}
 
 
 def test_what_is_there_is_told(miniature):

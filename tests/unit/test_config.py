@@ -90,7 +90,7 @@ WRONG = {
     "unknown adapter": (
         ("methods/lora", {"adapter__name": "lorra"}),
         "config/methods/lora.yaml: adapter.name: found 'lorra', did you mean 'lora'? "
-        "Allowed: lora, moelora, subset",
+        "Allowed: lora, moelora, subset, projector",
     ),
     "adapter without a name": (
         ("methods/lora", {"adapter": {"rank": 3, "alpha": 1}}),

@@ -17,7 +17,7 @@ from palimpsest.config import PACKAGE
 FLOORS = [
     {"data", "methods", "metrics", "lineage", "files", "provenance", "refusal"}
     | {"slurm", "attempts", "lock", "logs"},
-    {"config", "study", "tasks", "launch", "leftovers"},
+    {"config", "study", "tasks", "launch", "leftovers", "embeddings"},
     {"models", "report"},
     {"training", "evaluation", "judging", "plan", "status", "check"},
     {"cli"},
@@ -31,6 +31,7 @@ BESIDE = {
     "study": {"config"},
     "tasks": {"config", "study"},
     "launch": {"config", "study"},
+    "embeddings": {"config"},
     "judging": {"evaluation"},
 }
 REPORT_KNOWS = {"report", "files", "lineage", "refusal"}  # tables: no models, data or config
@@ -38,6 +39,7 @@ LIGHT = ["config", "study", "lineage", "files", "metrics", "plan", "launch", "cl
 LIGHT += ["data.shards", "data.convert", "evaluation.score", "evaluation.chance", "report"]
 LIGHT += ["judging.judge", "judging.serving"]
 LIGHT += ["slurm", "attempts", "lock", "logs", "leftovers", "status", "check"]
+LIGHT += ["embeddings", "methods.similarity"]
 LIGHT += ["data.downloads.download", "data.miniatures.coin"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -244,7 +244,7 @@ def test_the_model_is_given_what_its_processor_makes_of_text_and_picture(lmm):
 
 def losses(lmm, rows):
     """Return the summed loss of some rows as one batch."""
-    return AnswerLoss(lmm.module)(**lmm.collate([lmm.encode(row) for row in rows], "right"))
+    return AnswerLoss(lmm.module)(**lmm.collate([lmm.encode(row) for row in rows], "right"))[0]
 
 
 def test_a_batch_of_rows_of_any_kind_has_the_sum_of_their_losses(lmm):

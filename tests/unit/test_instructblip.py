@@ -231,7 +231,7 @@ def test_the_qformer_s_text_is_padded_by_itself(lmm):
 
 def losses(lmm, rows):
     """Return the summed loss of some rows as one batch."""
-    return AnswerLoss(lmm.module)(**lmm.collate([lmm.encode(row) for row in rows], "right"))
+    return AnswerLoss(lmm.module)(**lmm.collate([lmm.encode(row) for row in rows], "right"))[0]
 
 
 @torch.no_grad()

@@ -26,6 +26,13 @@ def labelled(batch=4, seed=0):
     return inputs, labels_BL
 
 
+def nll(model, labels_BL, **inputs):
+    """Return the sum over answer tokens; no penalty comes to it."""
+    loss, penalty = AnswerLoss(model)(labels_BL, **inputs)
+    assert penalty == 0
+    return loss
+
+
 def answers(labels_BL):
     return int((labels_BL[:, 1:] != IGNORE).sum())
 
@@ -34,7 +41,7 @@ def answers(labels_BL):
 def test_the_loss_is_that_of_the_model(seed):
     model = tiny_llava()
     inputs, labels_BL = labelled(seed=seed)
-    ours = AnswerLoss(model)(labels_BL, **inputs) / answers(labels_BL)
+    ours = nll(model, labels_BL, **inputs) / answers(labels_BL)
     theirs = model(**inputs, labels=labels_BL).loss
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
 
@@ -45,7 +52,7 @@ def test_the_gradient_is_that_of_the_model():
     for ours in (True, False):
         model = tiny_llava()
         if ours:
-            loss = AnswerLoss(model)(labels_BL, **inputs) / answers(labels_BL)
+            loss = nll(model, labels_BL, **inputs) / answers(labels_BL)
         else:
             loss = model(**inputs, labels=labels_BL).loss
         loss.backward()
@@ -61,12 +68,12 @@ def test_a_label_at_the_first_position_is_no_answer():
     inputs, labels_BL = labelled()
     first_too = labels_BL.clone()
     first_too[:, 0] = inputs["input_ids"][:, 0]
-    assert AnswerLoss(model)(first_too, **inputs) == AnswerLoss(model)(labels_BL, **inputs)
+    assert nll(model, first_too, **inputs) == nll(model, labels_BL, **inputs)
 
 
 def test_a_batch_without_answers_is_no_loss():
     inputs, labels_BL = labelled()
-    loss = AnswerLoss(tiny_llava())(torch.full_like(labels_BL, IGNORE), **inputs)
+    loss = nll(tiny_llava(), torch.full_like(labels_BL, IGNORE), **inputs)
     assert loss.item() == 0
     loss.backward()
 
@@ -74,12 +81,26 @@ def test_a_batch_without_answers_is_no_loss():
 def test_parts_of_a_batch_add_up():
     model = tiny_llava()
     inputs, labels_BL = labelled()
-    whole = AnswerLoss(model)(labels_BL, **inputs)
+    whole = nll(model, labels_BL, **inputs)
     parts = [
-        AnswerLoss(model)(labels_BL[k : k + 1], **{n: t[k : k + 1] for n, t in inputs.items()})
+        nll(model, labels_BL[k : k + 1], **{n: t[k : k + 1] for n, t in inputs.items()})
         for k in range(4)
     ]
     assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_a_penalty_counts_once_for_each_answer_token():
+    """Then it counts once a step, in however many parts the batch comes."""
+
+    class Three:
+        def penalty(self, model, logits_SV, labels_BL, batch):
+            return logits_SV.new_tensor(3.0)
+
+    inputs, labels_BL = labelled()
+    model = tiny_llava()
+    loss, penalty = AnswerLoss(model, Three())(labels_BL, **inputs)
+    assert loss == nll(model, labels_BL, **inputs)
+    assert penalty == 3 * answers(labels_BL)
 
 
 def factors(num_steps, **settings):

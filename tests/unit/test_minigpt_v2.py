@@ -261,7 +261,7 @@ def test_adapter_and_projector_learn_and_nothing_else(config, adapter):
     lmm.module.eval()
     assert torch.allclose(logits(lmm, [RED])[0], before, atol=1e-6)
     batch = lmm.collate([lmm.encode(e) for e in (RED, TEXT, BLUE)], "right")
-    AnswerLoss(lmm.module)(**batch).backward()
+    AnswerLoss(lmm.module)(**batch)[0].backward()
     trained = {n: p.grad for n, p in lmm.module.named_parameters() if p.requires_grad}
     assert {n for n in trained if not attached.owns(n)} == {
         f"model.multi_modal_projector.linear.{kind}" for kind in ("weight", "bias")

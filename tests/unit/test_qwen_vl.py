@@ -322,7 +322,11 @@ def test_what_is_saved_is_loaded_again(lmm, tmp_path):
 def test_adapters_train_in_the_language_model_alone(assembled, settings):
     lmm = opened(assembled)
     batch = lmm.collate([lmm.encode(example) for example in (SEEN, BLIND)], "right")
-    loss = AnswerLoss(lmm.module)
+    answer_loss = AnswerLoss(lmm.module)
+
+    def loss(**batch):
+        return answer_loss(**batch)[0]
+
     before = loss(**batch).item()
     part = adapter.build(settings)
     part.attach(lmm.module, lmm.config.adapter_targets)
@@ -352,7 +356,7 @@ def test_the_loss_is_that_of_the_answers(lmm):
     encoded = lmm.encode(SEEN)
     batch = lmm.collate([encoded], "right")
     with torch.no_grad():
-        found = AnswerLoss(lmm.module)(**batch)
+        found, _ = AnswerLoss(lmm.module)(**batch)
         logits = lmm.module(torch.tensor([encoded.input_ids]), **encoded.pictures).logits[0]
     chances = logits.log_softmax(-1)
     answers = [(n, label) for n, label in enumerate(encoded.labels) if label != IGNORE]

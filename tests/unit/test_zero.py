@@ -20,6 +20,7 @@ from palimpsest.data.shards import Shards, write_dataset
 from palimpsest.files import read_json, write_json
 from palimpsest.models.families.instructblip import assemble
 from palimpsest.models.miniatures.instructblip import generate
+from palimpsest.training import engine
 from workspace import LORA, REPOSITORY, Job, change, entered, palimpsest, stage_of, train, write
 
 RESULTS = Path("results")
@@ -44,6 +45,18 @@ def model(root, name, **values):
     write(root, f"models/{name}", content)
     change(root, f"models/{name}", **values)
     return name
+
+
+def in_pieces():
+    """Have ZeRO-3 share out and put away even small tensors, which it otherwise keeps whole."""
+    original = engine.deepspeed.initialize
+
+    def initialize(config, **others):
+        limits = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+        config["zero_optimization"] |= {f"stage3_{limit}": 0 for limit in limits}
+        return original(config=config, **others)
+
+    engine.deepspeed.initialize = initialize
 
 
 def losses(stage):
@@ -81,9 +94,39 @@ def alone(root):
 def test_two_ranks_learn_what_one_does(root, alone, method, zero_stage):
     name = model(root, f"zero-{zero_stage}", zero_stage=zero_stage)
     stage = stage_of("choice", method, model=name)
-    train(stage, ranks=2)
+    train(stage, ranks=2, prepare=in_pieces)
     assert_same_training(alone[method], stage)
     assert read_json(stage.directory(RESULTS) / "stage.json")["ranks"] == 2
+
+
+@pytest.fixture(scope="module")
+def held(root):
+    """What one rank hands on that is held to what it knew, by method; each stage has a parent."""
+    ewc = {"name": "ewc", "strength": 50.0, "examples": 5}
+    write(root, "methods/ewc", {"extends": "lora", "regulariser": ewc})
+    write(root, "methods/lwf", {"extends": "lora", "regulariser": {"name": "lwf", "strength": 1}})
+    stages = {method: stage_of("choice/reading", method) for method in ("ewc", "lwf")}
+    for stage in stages.values():
+        train(stage.parent)
+        train(stage)
+    return stages
+
+
+@pytest.mark.parametrize(
+    ("method", "zero_stage"), [("ewc", 1), ("ewc", 2), ("ewc", 3), ("lwf", 2), ("lwf", 3)]
+)
+def test_two_ranks_hold_on_to_what_one_does(root, held, method, zero_stage):
+    """With importances after both stages, and the penalty in the second; see test_phases.py."""
+    name = model(root, f"zero-{zero_stage}", zero_stage=zero_stage)
+    stage = stage_of("choice/reading", method, model=name)
+    train(stage.parent, ranks=2, prepare=in_pieces)
+    train(stage, ranks=2, prepare=in_pieces)
+    found, wanted = tensors(stage), tensors(held[method])
+    assert_close(losses(stage), losses(held[method]), rtol=1e-4, atol=0)
+    assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    importances = [tensor for key, tensor in found.items() if ": importance/" in key]
+    assert all(t.any() for t in importances)
+    assert bool(importances) == (method == "ewc")
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 1)])
@@ -118,7 +161,7 @@ def mixed(root, alone):
 def test_a_rank_may_see_no_picture(root, mixed, method, zero_stage):
     name = model(root, f"zero-{zero_stage}-micro-1", zero_stage=zero_stage, micro_batch=1)
     stage = stage_of("mixed", method, "mixed", model=name)
-    job = Job(stage, ranks=2)
+    job = Job(stage, ranks=2, prepare=in_pieces)
     assert job.wait(60) == [0, 0], job.text
     assert_same_training(mixed[method], stage)
 

@@ -239,9 +239,9 @@ class Job:
             os._exit(1)
 
 
-def train(stage: Stage, ranks: int = 1) -> str:
+def train(stage: Stage, ranks: int = 1, prepare: Callable[[], None] = lambda: None) -> str:
     """Train a stage in the working directory; return what was printed. It must succeed."""
-    job = Job(stage, ranks)
+    job = Job(stage, ranks, prepare=prepare)
     codes = job.wait()
     assert codes == [0] * ranks, f"{codes}\n{job.text}"
     return job.text

@@ -91,9 +91,17 @@ def pretrain(args: argparse.Namespace) -> None:
     pretrain(args.out, args.seed, minutes=args.minutes)
 
 
+def embed(args: argparse.Namespace) -> None:
+    """embed tasks by a model's eyes and a text encoder: what their similarity is computed from"""
+    _set_threads(args.model)
+    from palimpsest.evaluation.embed import embed
+
+    embed(args.model, args.tasks, RESULTS)
+
+
 def train(args: argparse.Namespace) -> int:
     """train one stage: from its parent's directory to its own"""
-    _set_threads(args.stage)
+    _set_threads(args.stage.model)
 
     def rank() -> int:
         from palimpsest.training.stage import train
@@ -107,7 +115,7 @@ def train(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> None:
     """answer the questions of some tasks with the model as a stage left it"""
-    _set_threads(args.stage)
+    _set_threads(args.stage.model)
     from palimpsest.evaluation.generate import evaluate
 
     evaluate(args.stage, args.tasks, RESULTS, _evaluation(args))
@@ -221,6 +229,7 @@ def parser() -> argparse.ArgumentParser:
     pretraining.add_argument("out", type=Path, help="directory of the base model to be made")
     pretraining.add_argument("--seed", type=int, default=0)
     pretraining.add_argument("--minutes", type=float, help="stop after this time")
+    command(embed, "model").add_argument("tasks", nargs="+", help=ARGUMENTS["task"]["help"])
     command(train, "stage")
     command(evaluate, "stage", "--tasks", "--split", "--sample", "--generation", "--batch")
     command(score, "stage", "--tasks", "--split", "--sample", "--generation", "--measures")
@@ -273,9 +282,9 @@ def _evaluation(args: argparse.Namespace) -> Evaluation:
     return Evaluation(**{"batch": 1} | named)
 
 
-def _set_threads(stage: Stage) -> None:
+def _set_threads(model: str) -> None:
     """Say how many threads a process may use, and that they sleep at barriers, before torch."""
-    threads = load(Model, stage.model).resources.threads
+    threads = load(Model, model).resources.threads
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -9,10 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from palimpsest import slurm
-from palimpsest.config import CONFIG, METRIC, Judge, Model, Resources, Task, load
+from palimpsest.config import CONFIG, METRIC, Benchmark, Judge, Model, Resources, Task, load
+from palimpsest.embeddings import read_embeddings
 from palimpsest.files import read_json
 from palimpsest.lineage import BASE, Stage
+from palimpsest.methods.similarity import by_modality, similarity
 from palimpsest.provenance import commit
 from palimpsest.refusal import check_known
 from palimpsest.report.costs import clock, hours
@@ -126,6 +130,7 @@ def targets(
 def views(plan: Plan) -> list[StudyView]:
     """Return what the report of a study reads, by measure."""
     jobs = _jobs(plan.trained)
+    similarities = _similarities(plan)
     return [
         StudyView(
             name=plan.name,
@@ -137,9 +142,21 @@ def views(plan: Plan) -> list[StudyView]:
             results_root=RESULTS,
             commit=commit(),
             allocated=_allocation(plan.trained, jobs),
+            similarities=similarities,
         )
         for name in plan.study.measures
     ]
+
+
+def _similarities(plan: Plan) -> dict[str, dict[str, np.ndarray]]:
+    """Return how alike the tasks are to each model, in all and by modality; {} if no one asks."""
+    if not plan.study.similarity:
+        return {}
+    found = {model: read_embeddings(RESULTS, model, plan.tasks) for model in plan.study.models}
+    return {
+        model: {"overall": similarity(embeddings), **by_modality(embeddings)}
+        for model, embeddings in found.items()
+    }
 
 
 def _task_view(name: str, measure: str) -> TaskView:
@@ -159,11 +176,12 @@ def _experiment_view(
     plan: Plan, experiment: Experiment, measure: str, jobs: dict[Stage, set[str]]
 ) -> ExperimentView:
     tasks = plan.tasks
+    initial = load(Benchmark, experiment.benchmark).initial
     rows = [
         RowView(
             lineage=str(stage.lineage),
             stage="+".join(stage.lineage.last) or BASE,
-            learnt=stage.lineage.last,
+            learnt=stage.lineage.last if stage.parent else initial,
             cells={t: plan.cell(stage, t) / measure for t in experiment.cells(stage, tasks)},
             record=_record(stage) if stage.parent else None,
         )

@@ -56,9 +56,11 @@ class Experiment:
         return f"{self.model} {self.name} {self.order}"
 
     def cells(self, stage: Stage, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the tasks that one of its stages is evaluated on: all, or those it has learnt."""
-        if self.protocol == "direct" or (self.only_learnt and stage.parent):
+        """Return the tasks that one of its stages is evaluated on: all, or those it knows."""
+        if self.protocol == "direct":
             return stage.lineage.learnt
+        if self.only_learnt and stage.parent:
+            return (*load(Benchmark, self.benchmark).initial, *stage.lineage.learnt)
         return tasks
 
 
@@ -72,7 +74,7 @@ class Plan:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks of the benchmark, in its first order."""
+        """The tasks of the benchmark: the initial ones, then its first order."""
         return load(Benchmark, self.study.benchmark).tasks
 
     @cached_property
@@ -144,7 +146,8 @@ def plan(name: str) -> Plan:
     for order in study.orders:
         check_known(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
-        config = _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: orders")
+        key = "initial" if task in benchmark.initial else "orders"
+        config = _load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: {key}")
         for download in config.downloads:
             check_named(Download, download, f"{CONFIG}/tasks/{task}.yaml: downloads")
     _check_evaluation(where, study, benchmark)
@@ -156,10 +159,12 @@ def plan(name: str) -> Plan:
     for model_name in study.models:
         model = _load_named(Model, model_name, f"{where}: models")
         _check_parts(model_name, model)
+        _check_seeing(where, model_name, model, study)
         for method_name, named_at in methods.items():
             method = _load_named(Method, method_name, named_at)
-            _check_batches(model_name, model, method_name, method, benchmark.tasks)
+            _check_batches(model_name, model, method_name, method, benchmark.to_learn)
             _check_trainable(model_name, model, method_name, method)
+            _check_router(model_name, model, method_name, method)
     planned = Plan(name, study, tuple(_experiments(study)))
     _check_lengths(where, planned.stages)
     _check_published(where, planned)
@@ -172,7 +177,7 @@ def identity(stage: Stage) -> dict[str, Any]:
     model = load(Model, stage.model)
     if stage.parent is None:
         return {"model": model.science()}
-    return {
+    decisive = {
         "lineage": str(stage.lineage),
         "seed": stage.seed,
         "model": model.science(),
@@ -181,6 +186,33 @@ def identity(stage: Stage) -> dict[str, Any]:
         "tasks": {task: load(Task, task).science() for task in stage.lineage.last},
         "parent": stage_fingerprint(stage.parent),
     }
+    if method_of(stage).router or method_of(stage).compares_tasks:
+        decisive["comparing"] = model.comparing
+    if initial := initial_of(stage):  # a list: the order counts
+        decisive["history"] = [[task, load(Task, task).science()] for task in initial]
+    return decisive
+
+
+def history(stage: Stage) -> tuple[tuple[str, ...], ...]:
+    """Return the steps that are known before a stage's last one, oldest first.
+
+    They are the benchmark's initial tasks, each a step, and then the steps of the parent.
+    """
+    initial = load(Benchmark, stage.benchmark).initial
+    return (*((task,) for task in initial), *stage.lineage.steps[:-1])
+
+
+def initial_of(stage: Stage) -> tuple[str, ...]:
+    """Return the initial tasks that a stage looks back on: the first of its lineage sees to all.
+
+    A method looks back if it has a regulariser, rehearsal or a router; what they need of these
+    tasks (importances, examples, keys) they hand on to the stages after it.
+    """
+    if len(stage.lineage.steps) != 1:
+        return ()
+    method = method_of(stage)
+    looks_back = method.regulariser or method.rehearsal or method.router
+    return load(Benchmark, stage.benchmark).initial if looks_back else ()
 
 
 def method_of(stage: Stage) -> Method:
@@ -294,7 +326,7 @@ def _experiments(study: Study) -> Iterator[Experiment]:
 def _reference_stages(study: Study, key: str, model: str, seed: int | None) -> tuple[Stage, ...]:
     reference = study.references[key]
     benchmark = reference.benchmark or study.benchmark
-    tasks = load(Benchmark, benchmark).tasks
+    tasks = load(Benchmark, benchmark).to_learn
     lineages = {
         "zero-shot": [Lineage()],
         "direct": [Lineage.sequential((task,)) for task in tasks],
@@ -379,6 +411,15 @@ def _check_parts(name: str, model: Model) -> None:
         )
 
 
+def _check_seeing(where: Path, model_name: str, model: Model, study: Study) -> None:
+    """ConfigError if a study asks how alike tasks are to a model that does not say how it sees."""
+    if study.similarity and model.tower is None:
+        raise ConfigError(
+            f"{where}: similarity: needs `tower` in {CONFIG}/models/{model_name}.yaml: the name of "
+            "the module that looks at pictures"
+        )
+
+
 def _check_batches(
     model_name: str, model: Model, method_name: str, method: Method, tasks: tuple[str, ...]
 ) -> None:
@@ -400,6 +441,16 @@ def _check_trainable(model_name: str, model: Model, method_name: str, method: Me
         raise ConfigError(
             f"{CONFIG}/models/{model_name}.yaml: trainable: is missing: adapter 'subset' of "
             f"{CONFIG}/methods/{method_name}.yaml trains the modules that it names"
+        )
+
+
+def _check_router(model_name: str, model: Model, method_name: str, method: Method) -> None:
+    """ConfigError if a method tells tasks apart by their pictures, and the model does not see."""
+    resolved = method.of(model_name)
+    if (resolved.router or resolved.compares_tasks) and model.tower is None:
+        raise ConfigError(
+            f"{CONFIG}/models/{model_name}.yaml: tower: is missing: method "
+            f"{CONFIG}/methods/{method_name}.yaml tells tasks apart by what that module sees"
         )
 
 

@@ -61,6 +61,7 @@ class Study(Settings):
     evaluation: Evaluation
     measures: tuple[str, ...] = Field((METRIC,), min_length=1)  # by which cells are scored
     published: Published | None = None
+    similarity: bool = False  # whether the report shows how alike the tasks are to each model
 
     @field_validator("models", "methods", "orders", "seeds", "measures")
     @classmethod

@@ -2,8 +2,10 @@
 
 `a` is (..., R, T): row 0 the base model, row t the model after stage t (the last is S = R - 1),
 column i a task, in percent; leading axes are resamples. `own_T` gives the row right after which a
-task was learnt, so a[own_i, i] is the diagonal. Every task must have been learnt. A cell that was
-not evaluated is NaN; an aggregate that needs one is NaN.
+task was learnt, so a[own_i, i] is the diagonal. Every task must have been learnt, or be known to
+the base from the start: its own row is 0 then, and the score there its diagonal, so that it can be
+forgotten as others can; transfer and intransigence, which are about learning, leave it out. A cell
+that was not evaluated is NaN; an aggregate that needs one is NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def average_accuracy(a: Array, own_T: Array) -> Array:
 
 
 def mean_average_accuracy(a: Array, own_T: Array) -> Array:
-    """(1/S) sum_t A_t, where A_t is the mean of row t over the tasks learnt by then (CoIN)."""
+    """(1/S) sum_t A_t, where A_t is the mean of row t over the tasks known by then (CoIN)."""
     rows = [a[..., t, own_T <= t].mean(-1) for t in range(1, a.shape[-2]) if (own_T <= t).any()]
     return np.mean(rows, axis=0)
 
@@ -48,8 +50,12 @@ def bwt_gem(a: Array, own_T: Array) -> Array:
 
 
 def forgetting(a: Array, own_T: Array) -> Array:
-    """(1/(T-1)) sum_i (max_{1<=t<S} A[t,i] - A[S,i]), tasks before the last (Chaudhry 2018)."""
-    best = np.fmax.reduce(a[..., 1:-1, :], axis=-2, initial=np.nan)
+    """(1/(T-1)) sum_i (max_{1<=t<S} A[t,i] - A[S,i]), tasks before the last (Chaudhry 2018).
+
+    For a task that is known from the start the best is that of 0 <= t < S.
+    """
+    counts_RT = np.arange(a.shape[-2])[:, None] >= np.minimum(own_T, 1)
+    best = np.fmax.reduce(np.where(counts_RT, a, np.nan)[..., :-1, :], axis=-2, initial=np.nan)
     return _mean_where(best - a[..., -1, :], _before_last(a, own_T))
 
 
@@ -65,8 +71,11 @@ def forward_transfer(a: Array, own_T: Array) -> Array:
 
 
 def intransigence(a: Array, own_T: Array, joint: Array) -> Array:
-    """(1/T) sum_i (J_i - A[own_i,i]), J after joint training, (..., T) (Chaudhry et al. 2018)."""
-    return (joint - own_scores(a, own_T)).mean(-1)
+    """(1/L) sum_i (J_i - A[own_i,i]) over the L tasks that a stage learnt (Chaudhry et al. 2018).
+
+    `joint` is J, the scores after joint training, (..., T).
+    """
+    return _mean_where(joint - own_scores(a, own_T), own_T >= 1)
 
 
 def _before_last(a: Array, own_T: Array) -> Array:
@@ -99,13 +108,14 @@ AGGREGATES = (
         "the last row of the matrix", "%", "higher", average_accuracy,
     ),
     Aggregate(
-        "learning_accuracy", "Learning accuracy", "1/T · Σᵢ A[ownᵢ,i]", "T tasks",
+        "learning_accuracy", "Learning accuracy", "1/T · Σᵢ A[ownᵢ,i]",
+        "T tasks; of one known from the start it is the base’s score, A[0,i]",
         "the diagonal; Riemer et al. 2019", "%", "higher", learning_accuracy,
     ),
     Aggregate(
         "mean_average_accuracy", "Mean average accuracy", "1/S · Σₜ mean A[t,i], i learnt by t",
-        "S stages, each divided by the tasks learnt by then", "CoIN (Chen et al. 2024)", "%",
-        "higher", mean_average_accuracy,
+        "S stages, each divided by the tasks learnt by then, or known from the start",
+        "CoIN (Chen et al. 2024)", "%", "higher", mean_average_accuracy,
     ),
     Aggregate(
         "bwt_coin", "BWT (CoIN)", "1/T · Σᵢ (A[S,i] − A[ownᵢ,i])",
@@ -119,7 +129,7 @@ AGGREGATES = (
     ),
     Aggregate(
         "forgetting", "Forgetting", "1/(T−1) · Σᵢ (max{A[t,i] : 1 ≤ t < S} − A[S,i])",
-        "T−1: only tasks learnt before the last stage",
+        "T−1: only tasks learnt before the last stage; t from 0 for one known from the start",
         "Chaudhry et al. 2018; a best of several noisy rows is biased upwards", "points", "lower",
         forgetting,
     ),
@@ -135,8 +145,9 @@ AGGREGATES = (
         "points", "higher", forward_transfer,
     ),
     Aggregate(
-        "intransigence", "Intransigence", "1/T · Σᵢ (J[i] − A[ownᵢ,i]), J after joint training",
-        "T tasks", "Chaudhry et al. 2018, with one joint training on all tasks", "points", "lower",
+        "intransigence", "Intransigence", "1/L · Σᵢ (J[i] − A[ownᵢ,i]), J after joint training",
+        "the L tasks that a stage learnt: T, less those known from the start",
+        "Chaudhry et al. 2018, with one joint training on all tasks", "points", "lower",
         intransigence,
     ),
 )  # fmt: skip

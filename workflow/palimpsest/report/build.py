@@ -40,7 +40,7 @@ def build(views: Sequence[StudyView], out: Path) -> None:
 def _write_page(measured: list[Results], number: int, out: Path) -> None:
     """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
-    from palimpsest.report import beside, tables
+    from palimpsest.report import beside, similarity, tables
     from palimpsest.report.figures import draw_all
     from palimpsest.report.figures.style import save
     from palimpsest.report.page import Drawn, render
@@ -49,8 +49,10 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     compared = beside.comparisons(results)
     front = tables.front_tables(measured) if first else []
     frames = tables.frames_of(results) | beside.frames_of(results, compared)
+    frames |= similarity.frames_of(results)
     frames |= tables.front_frames(measured) if first else {}
     papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
+    papers += similarity.paper_tables(results)
     (out / "figures").mkdir(parents=True)
     tables.write_tables(frames, papers, out)
     (out / TERMINAL).write_text(tables.terminal(results), encoding="utf-8")

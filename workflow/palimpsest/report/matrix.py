@@ -118,7 +118,7 @@ class Matrix:
 
     tasks   the columns: in the order of learning where there is one
     cells   by (row, task); what was not evaluated is absent
-    own_T   the row right after which a task was learnt, -1 where it never was
+    own_T   the row right after which a task was learnt: 0 if the base knows it, -1 if never
     """
 
     experiment: ExperimentView

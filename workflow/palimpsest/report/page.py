@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.colors import to_hex
 
 import palimpsest
-from palimpsest.report import beside, tables
+from palimpsest.report import beside, similarity, tables
 from palimpsest.report.aggregates import AGGREGATES
 from palimpsest.report.beside import Comparison
 from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
@@ -44,7 +44,7 @@ THEMED = {
     **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
 }  # fmt: skip
 UNSURE = re.compile(r"[−\d.]+ [†‡]")
-SECTIONS = ("comparison", "matrix", "curves", "radar", "kind", "examples")
+SECTIONS = ("comparison", "matrix", "curves", "similarity", "radar", "kind", "examples")
 ZOOM = 1.5  # how much larger than in print a figure may be on the page
 
 
@@ -99,6 +99,7 @@ def render(
         aggregates=AGGREGATES,
         others=others,
         published=published(results, compared),
+        similarity=similarity.paper_tables(results),
         measures=[table for table in front if table[0] == "measures"],
         costs=[table for table in front if table[0] != "measures"],
         provenance=provenance(results),

@@ -93,7 +93,7 @@ class Results:
     groups: tuple[Group, ...]
     # task -> metric, version, number of examples; a metric for each model joins them by commas
     metrics: dict[str, tuple[str, str, int]]
-    unbounded: tuple[str, ...]  # tasks with a score above 100
+    unbounded: tuple[str, ...]  # tasks with an example that scored above 1: no share, so no %
     unparsable: dict[str, tuple[int, int]]  # task -> replies that are no number, and all of them
 
     @property
@@ -124,6 +124,17 @@ class Results:
         return None
 
     @property
+    def scales(self) -> str:
+        """A sentence on scores that are no percentages; empty if there are none."""
+        if not self.unbounded:
+            return ""
+        which = ", ".join(self.view.task(task).title for task in self.unbounded)
+        return (
+            f"Not percentages: {which} can score above 100, so averages over these and the other "
+            "tasks weigh them by their scale."
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know before averaging or comparing."""
         notes = []
@@ -134,11 +145,13 @@ class Results:
                 for (metric, version), count in used.most_common()
             )
             notes.append(f"Averages mix metrics: {which}.")
-        if self.unbounded:
-            which = ", ".join(self.view.task(task).title for task in self.unbounded)
+        notes += [self.scales] if self.scales else []
+        known = {g.tasks[i]: None for g in self.sequential for i in np.flatnonzero(g.own_T == 0)}
+        if known:
+            which = ", ".join(self.view.task(task).title for task in known)
             notes.append(
-                f"Not percentages: {which} can score above 100, so averages over these and the "
-                "other tasks weigh them by their scale."
+                f"Known to the base from the start, and trained by no stage: {which}. Right after "
+                "its own stage, such a task has the score of the base."
             )
         if not self.view.knows_chance:
             notes.append("Chance is not known by this measure.")
@@ -184,7 +197,7 @@ def read_results(view: StudyView) -> Results:
         view=view,
         groups=tuple(groups),
         metrics={task: _metric(cells) for task in names if (cells := reader.of_task(task))},
-        unbounded=tuple(t for t in names if any(_above_100(m, t) for m in matrices)),
+        unbounded=tuple(t for t in names if any(_above_1(m, t) for m in matrices)),
         unparsable=_unparsable(names, matrices),
     )
 
@@ -322,5 +335,6 @@ def _estimates(samples: Samples) -> dict[str, Estimate]:
     return estimates
 
 
-def _above_100(matrix: Matrix, task: str) -> bool:
-    return any(cell.value > 100 for (_, name), cell in matrix.cells.items() if name == task)
+def _above_1(matrix: Matrix, task: str) -> bool:
+    cells = [cell for (_, name), cell in matrix.cells.items() if name == task]
+    return any((cell.score_N > 1).any() for cell in cells)

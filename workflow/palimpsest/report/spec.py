@@ -6,8 +6,12 @@ The report knows neither the config nor how a stage was trained; all that it rea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+
+from palimpsest.lineage import BASE
 
 SEQUENTIAL, DIRECT, JOINT, ZERO_SHOT = "sequential", "direct", "joint", "zero-shot"
 PROTOCOLS = (SEQUENTIAL, DIRECT, JOINT, ZERO_SHOT)
@@ -73,9 +77,10 @@ class RowView:
     """One stage: a row of the accuracy matrix.
 
     `stage` is the last step ("base" where nothing has been learnt), `learnt` the tasks of that
-    step. `cells` gives the directory of each evaluated task, which holds scores.json and
-    outcomes.parquet and lies beside predictions.parquet; a task that is not named was not
-    evaluated there. `record` is the stage.json of a stage that was trained.
+    step; of the base, those that it knows from the start. `cells` gives the directory of each
+    evaluated task, which holds scores.json and outcomes.parquet and lies beside
+    predictions.parquet; a task that is not named was not evaluated there. `record` is the
+    stage.json of a stage that was trained.
     """
 
     lineage: str
@@ -136,10 +141,10 @@ class ExperimentView:
             )
         if not self.rows:
             raise ValueError(f"experiment {self.name!r}: it has no rows to report")
-        if self.protocol == SEQUENTIAL and self.rows[0].learnt:
+        if self.protocol == SEQUENTIAL and self.rows[0].stage != BASE:
             raise ValueError(
                 f"experiment {self.name!r}: row 0 is {self.rows[0].stage!r}, and should be the "
-                "base model, which has learnt nothing"
+                "base model"
             )
 
 
@@ -147,7 +152,8 @@ class ExperimentView:
 class StudyView:
     """Everything that a report shows by one measure; `commit` is that of the code that built it.
 
-    `allocated` is that of all stages of the study, each counted once.
+    `allocated` is that of all stages of the study, each counted once. `similarities` gives for a
+    model how alike the tasks are to it: "overall" and each modality as (T, T), tasks as in `tasks`.
     """
 
     name: str
@@ -159,6 +165,7 @@ class StudyView:
     commit: str
     allocated: Allocation | None = None
     measure: Measure = MEASURES["metric"]
+    similarities: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def knows_chance(self) -> bool:

@@ -184,7 +184,7 @@ def matrix_table(results: Results, group: Group) -> Table:
     caption = (
         f"Accuracy matrix of {group.title}: score (%) on each task (column) after each stage (row)"
     )
-    return f"matrix-{group.slug}", caption, ["after stage", *titles], rows
+    return f"matrix-{group.slug}", _with_scales(results, caption), ["after stage", *titles], rows
 
 
 def comparison_table(results: Results) -> Table:
@@ -202,7 +202,8 @@ def comparison_table(results: Results) -> Table:
         "Method comparison with 95 % paired bootstrap intervals; ↑ higher is better, ↓ lower is "
         "better, points are percentage points"
     )
-    return "comparison", caption, ["", *[group.title for group in groups]], rows
+    header = ["", *[group.title for group in groups]]
+    return "comparison", _with_scales(results, caption), header, rows
 
 
 def task_table(results: Results) -> Table:
@@ -224,7 +225,7 @@ def task_table(results: Results) -> Table:
         "Score (%) on each task; for a sequence: right after its own stage → after the last stage. "
         "Chance is the score of always giving the most frequent training answer"
     )
-    return "tasks", caption, header, rows
+    return "tasks", _with_scales(results, caption), header, rows
 
 
 def cost_tables(results: Results) -> list[Table]:
@@ -283,6 +284,11 @@ def measure_table(measured: Sequence[Results]) -> Table:
         "subtracted"
     )
     return "measures", caption, ["", *[one.view.measure.title for one in measured]], rows
+
+
+def _with_scales(results: Results, caption: str) -> str:
+    """Say in a caption, which ends without a stop, what is no percentage."""
+    return f"{caption}. {results.scales}".removesuffix(".") if results.scales else caption
 
 
 def _mean(group: Group) -> str:

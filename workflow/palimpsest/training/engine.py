@@ -96,11 +96,13 @@ def _trained(module: nn.Module, model: Model, projector_rate: float | None) -> l
     return [{"params": list(trained.values())}, own]
 
 
-def gather(module: nn.Module, zero_stage: int) -> dict[str, torch.Tensor]:
-    """Return the trained parameters, whole, on the CPU, on every rank."""
-    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=zero_stage == 3):
-        return {name: p.detach().float().cpu().clone() for name, p in trained.items()}
+def gather(
+    module: nn.Module, zero_stage: int, owned: Callable[[str], bool]
+) -> dict[str, torch.Tensor]:
+    """Return the parameters that are trained or `owned`, whole, on the CPU, on every rank."""
+    found = {n: p for n, p in module.named_parameters() if p.requires_grad or owned(n)}
+    with deepspeed.zero.GatheredParameters(list(found.values()), enabled=zero_stage == 3):
+        return {name: p.detach().float().cpu().clone() for name, p in found.items()}
 
 
 def leave() -> None:

@@ -1,7 +1,8 @@
 """The training loop of a stage, to be read and trusted.
 
 One step: micro-batches x ranks x accumulation = the global batch, and the loss is the mean over
-all answer tokens of the global batch, so that 1 rank or 16 take the same steps.
+all answer tokens of the global batch, so that 1 rank or 16 take the same steps. To it comes the
+penalty of a regulariser, in each micro-batch by its share of the answer tokens.
 """
 
 from __future__ import annotations
@@ -9,36 +10,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from palimpsest.config import Training
-from palimpsest.models.lmm import IGNORE
+from palimpsest.methods.answers import IGNORE, logits
+from palimpsest.methods.regulariser import Regulariser
 from palimpsest.training.engine import Engine, World
 
 
 class AnswerLoss(nn.Module):
-    """Negative log-likelihood of the answers, summed over their tokens.
+    """Negative log-likelihood of the answers, and the penalty on forgetting beside it.
 
-    The output layer, D x V and the widest of a small-picture batch, is applied only where a
-    label is supervised: S positions of B x L.
+    Both are sums over the S answer tokens of a batch: the penalty counts S times.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, regulariser: Regulariser | None = None) -> None:
         super().__init__()
         self.module = module
+        self.regulariser = regulariser
 
-    def forward(self, labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor:
-        """Return the sum for labels_BL and the other inputs of a batch."""
-        hidden_BLD = self.module.base_model(**batch, use_cache=False).last_hidden_state
-        target_BL = labels[:, 1:]
-        supervised_BL = target_BL != IGNORE
-        logits_SV = self.module.get_output_embeddings()(hidden_BLD[:, :-1][supervised_BL])
-        return nn.functional.cross_entropy(
-            logits_SV.float(), target_BL[supervised_BL], reduction="sum"
-        )
+    def forward(
+        self, labels: torch.Tensor, **batch: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both sums for labels_BL and the other inputs of a batch."""
+        logits_SV, target_S = logits(self.module, labels, **batch)
+        loss = nn.functional.cross_entropy(logits_SV, target_S, reduction="sum")
+        if self.regulariser is None:
+            return loss, torch.zeros_like(loss)
+        penalty = self.regulariser.penalty(self.module, logits_SV, labels, batch)
+        return loss, penalty * len(target_S)
 
 
 def schedule(training: Training, num_steps: int) -> Callable[[int], float]:
@@ -56,6 +60,16 @@ def schedule(training: Training, num_steps: int) -> Callable[[int], float]:
     return factor
 
 
+class Step(NamedTuple):
+    """What became of a step."""
+
+    done: int  # steps so far
+    loss: float  # mean over the answer tokens of the global batch
+    penalty: float
+    tokens: int
+    stop: bool
+
+
 def steps(
     engine: Engine,
     loader: Iterator[dict[str, torch.Tensor]],
@@ -64,10 +78,10 @@ def steps(
     stopped: Callable[[], bool],
     first: int,
     last: int,
-) -> Iterator[tuple[int, float, int, bool]]:
-    """Take steps `first` … `last` - 1; after each, yield (steps done, loss, tokens, stop?).
+) -> Iterator[Step]:
+    """Take steps `first` … `last` - 1, and yield each after it was taken.
 
-    `stop?` is true on every rank as soon as `stopped` is on one: what a rank learns of a signal
+    `stop` is true on every rank as soon as `stopped` is on one: what a rank learns of a signal
     travels with the count of answer tokens.
     """
     engine.train()
@@ -79,13 +93,13 @@ def steps(
         totals = torch.tensor([answers, tokens, stopped()], device=world.device)
         dist.all_reduce(totals)
         num_answers, num_tokens, stop = totals.tolist()
-        total = torch.zeros((), device=world.device)
+        total = torch.zeros(2, device=world.device)
         for batch in batches:
             batch = {name: t.to(world.device, non_blocking=True) for name, t in batch.items()}
-            loss = engine(**batch) / num_answers
-            total += loss.detach()
+            loss, penalty = (part / num_answers for part in engine(**batch))
+            total += torch.stack([loss.detach(), penalty.detach()])
             # The engine averages over ranks and micro-batches; the mean over tokens needs a sum.
-            engine.backward(loss * world.size * world.accumulation)
+            engine.backward((loss + penalty) * world.size * world.accumulation)
             engine.step()
         dist.all_reduce(total)
-        yield step + 1, total.item(), num_tokens, bool(stop)
+        yield Step(step + 1, *total.tolist(), num_tokens, bool(stop))

@@ -32,10 +32,11 @@ class Progress:
             total=last, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty()
         )
 
-    def step(self, step: int, loss: float, tokens: int, rate: float) -> None:
-        """Record one step: its mean loss, the tokens of its batch, its learning rate."""
+    def step(self, step: int, tokens: int, **values: float) -> None:
+        """Record one step: the tokens of its batch, its mean `loss`, and what else there is."""
         self.steps, self.tokens = self.steps + 1, self.tokens + tokens
-        row = {"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens}
+        loss = values["loss"]
+        row = {"step": step, **values, "tokens": tokens}
         with self.metrics.open("a") as f:
             f.write(json.dumps(row) + "\n")
         self.bar.update(1)
@@ -48,10 +49,6 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.bar.close()
-
-    def losses(self) -> list[float]:
-        """Return the loss of every step so far, those before a resume included."""
-        return [json.loads(line)["loss"] for line in self.metrics.read_text().splitlines()]
 
     def _line(self, step: int, loss: float) -> str:
         seconds = max(1e-9, time.monotonic() - self.begun)
@@ -83,6 +80,11 @@ class Progress:
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         kept = [row + "\n" for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
         self.metrics.write_text("".join(kept))
+
+
+def recorded_losses(metrics: Path) -> list[float]:
+    """Return the loss of every step so far, those before a resume included."""
+    return [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
 
 
 def peak_memory() -> int:

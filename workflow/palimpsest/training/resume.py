@@ -1,6 +1,7 @@
 """Checkpoints from which a killed stage goes on, bit for bit as if it had not been killed.
 
     resume/step-000120/      the engine's own files, and progress.json, which is written last
+    resume/keys.safetensors  the result of a phase that is not made of steps (see phases.py)
 
 The noise of a step depends on seed, lineage, step and rank alone (`order.step_seed`), and so does
 the order of the examples: nothing else needs to be kept.
@@ -8,15 +9,20 @@ the order of the examples: nothing else needs to be kept.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from palimpsest.attempts import PROGRESS, checkpoints
-from palimpsest.files import flush, read_json, write_json
+from palimpsest.files import canonical_json, flush, read_json, whole_file, write_json
 from palimpsest.training.engine import Engine
 
 KEPT = 2  # checkpoints
@@ -61,15 +67,44 @@ class Resume:
         if newest is None:
             return None
         progress = read_json(newest / PROGRESS)
+        self._check(progress, newest)
+        engine.load_checkpoint(str(self.directory), tag=newest.name, load_module_strict=False)
+        return progress
+
+    def once(self, phase: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors that a phase gives: as an earlier attempt kept them, or computed now.
+
+        Errors: ValueError as for `load`.
+        """
+        path = self.directory / f"{phase}.safetensors"
+        kept = self._kept(path)
+        dist.barrier()  # every rank has looked
+        if kept is not None:
+            return kept
+        found = {name: tensor.cpu().contiguous() for name, tensor in compute().items()}
+        if dist.get_rank() == 0:
+            with whole_file(path) as partial:
+                save_file(found, partial, metadata={"identity": canonical_json(self.identity)})
+        dist.barrier()
+        return found
+
+    def _kept(self, path: Path) -> dict[str, Tensor] | None:
+        """Read what a phase gave; None if it was not finished, or its file is damaged."""
+        try:
+            with safe_open(path, "pt") as file:
+                self._check(json.loads(file.metadata()["identity"]), path)
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def _check(self, found: dict[str, Any], where: Path) -> None:
         for key, wanted in self.identity.items():
-            if progress.get(key) != wanted:
+            if found.get(key) != wanted:
                 raise ValueError(
-                    f"{newest}: this checkpoint has {key} {progress.get(key)!r}, the stage now "
+                    f"{where}: this checkpoint has {key} {found.get(key)!r}, the stage now "
                     f"has {wanted!r}. Restore the config to go on, or remove {self.directory} to "
                     "start the stage anew"
                 )
-        engine.load_checkpoint(str(self.directory), tag=newest.name, load_module_strict=False)
-        return progress
 
     def _newest_whole(self) -> Path | None:
         """Return the newest checkpoint of which nothing is missing; damaged ones are removed."""
@@ -91,8 +126,9 @@ class Resume:
         """Remove all that a finished stage needs no more; its log and metrics stay."""
         for checkpoint in [*self.directory.glob("step-*"), *self.directory.glob(".step-*.partial")]:
             shutil.rmtree(checkpoint)
-        for script in self.directory.glob("zero_to_*.py"):  # the engine leaves it beside
-            script.unlink()
+        # What phases gave, and a script that the engine leaves beside.
+        for file in [*self.directory.glob("*.safetensors"), *self.directory.glob("zero_to_*.py")]:
+            file.unlink()
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -20,16 +20,18 @@ from palimpsest.data.shards import read_examples, write_examples
 from palimpsest.files import sha256, whole_directory, write_json
 from palimpsest.launch import REQUEUE
 from palimpsest.lineage import Stage
+from palimpsest.methods.adapter import Adapter
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import IGNORE, LMM, Encoded
 from palimpsest.provenance import commit, versions
-from palimpsest.study import check_record, identity, method_of, stage_fingerprint
+from palimpsest.study import check_record, identity, initial_of, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
 from palimpsest.training import engine as zero
 from palimpsest.training import loop, memory, order
-from palimpsest.training.examples import EMPTY, Buffer, Curriculum
-from palimpsest.training.progress import Progress, peak_memory
+from palimpsest.training.examples import EMPTY, Buffer, Curriculum, first_buffer
+from palimpsest.training.phases import Phases
+from palimpsest.training.progress import Progress, peak_memory, recorded_losses
 from palimpsest.training.resume import Resume
 
 MARGIN = 0.1  # share of the time left that is kept for the last checkpoint,
@@ -46,8 +48,8 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
     `seconds_left` is how long the job may run: well before, as on SIGTERM, the stage checkpoints.
     """
     out, attempts = stage.directory(results), Attempts(stage.resume(results))
-    if (out / "stage.json").exists():
-        check_record(out / "stage.json", stage)
+    if (out / RECORD).exists():
+        check_record(out / RECORD, stage)
         print(f"{out}: already trained with this config")
         return 0
     stopped = _stop_signal(seconds_left)
@@ -72,81 +74,112 @@ class _StageRun:
         self.begun = time.monotonic()
         self.world = zero.join(model, method.training.batch)
         torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
-        self.lmm = load_model(model)
-        self.adapter = checkpoint.attach(self.lmm, model, method)
+        self.lmm, self.adapter = self._as_parent_left()
         self.shares_looking = model.zero_stage == 3 or any(
             p.requires_grad and name.startswith(f"{model.projector}.")
             for name, p in self.lmm.module.named_parameters()
         )
-        self.curriculum, self.lengths = self._curriculum(self._parent())
+        self.curriculum, self.lengths = self._curriculum()
         ranks = {"ranks": self.world.size, "zero_stage": model.zero_stage}
         self.resume = Resume(
             stage.resume(results), {"fingerprint": stage_fingerprint(stage), **ranks}
         )
 
     def run(self, stopped: Callable[[], str | None]) -> int:
-        """Take the steps that are left; return the exit code."""
-        num_steps = self.curriculum.num_steps
+        """Take the phases and steps that are left; return the exit code."""
         self._say(memory.estimate(self.lmm, self.model, self.world, max(self.lengths)))
-        factor = loop.schedule(self.method.training, num_steps)
-        engine = zero.start(
-            loop.AnswerLoss(self.lmm.module.to(self.world.device)),
-            self.model,
-            self.method,
-            self.world,
-            factor,
-        )
-        first = self._resumed(engine)
-        progress = self._progress(first) if self.world.rank == 0 else None
-        steps = loop.steps(
-            engine,
-            self._loader(first),
-            self.world,
-            self._noise,
-            lambda: bool(stopped()),
-            first,
-            num_steps,
-        )
-        for done, loss, tokens, stop in steps:
-            if progress:
-                rate = self.method.training.learning_rate * factor(done - 1)
-                progress.step(done, loss, tokens, rate)
-            due = done % self.model.resources.checkpoint_steps == 0
-            if done < num_steps and (due or stop):
-                self.resume.save(engine, {"step": done, "seconds": self._seconds()})
-            if done < num_steps and stop:
-                if why := stopped():
-                    self.attempts.end(why)
-                self._say(f"stopped after step {done} of {num_steps}, with a checkpoint")
-                zero.leave()
-                return REQUEUE
-        state = zero.gather(self.lmm.module, self.model.zero_stage)
-        if progress:
-            progress.close()
-            self._hand_on(state, progress)
+        self.lmm.module.to(self.world.device)
+        phases = Phases(self.stage, self.results, self.method, self.lmm, self.world, self.resume)
+        phases.before(sharded=self.model.zero_stage == 3)
+        if not self._learn(phases, stopped):
+            zero.leave()
+            return REQUEUE
+        learnt = zero.gather(self.lmm.module, self.model.zero_stage, self.adapter.owns)
+        if phases.weighs:
+            phases.after(self._as_learnt(learnt), self._trained(learnt))
+        if self.world.rank == 0:
+            self._hand_on(learnt, phases)
             self.resume.clear()
         zero.leave()
         return 0
 
-    def _parent(self) -> Buffer:
-        """Load what the parent has learnt into the model; return its rehearsal buffer."""
+    def _learn(self, phases: Phases, stopped: Callable[[], str | None]) -> bool:
+        """Take the steps that are left; return whether it was not stopped before the end."""
+        num_steps = self.curriculum.num_steps
+        regulariser = phases.regulariser if phases.is_protected else None
+        factor = loop.schedule(self.method.training, num_steps)
+        objective = loop.AnswerLoss(self.lmm.module, regulariser)
+        engine = zero.start(objective, self.model, self.method, self.world, factor)
+        first = self._resumed(engine)
+        progress = self._progress(first) if self.world.rank == 0 else None
+        every = self.model.resources.checkpoint_steps
+        loader, asked = self._loader(first), lambda: bool(stopped())
+        steps = loop.steps(engine, loader, self.world, self._noise, asked, first, num_steps)
+        for step in steps:
+            if progress:
+                penalty = {"penalty": step.penalty} if regulariser else {}
+                rate = self.method.training.learning_rate * factor(step.done - 1)
+                progress.step(step.done, step.tokens, loss=step.loss, **penalty, learning_rate=rate)
+            if step.done == num_steps and not phases.weighs:
+                break
+            if step.done % every == 0 or step.done == num_steps or step.stop:
+                self.resume.save(engine, {"step": step.done, "seconds": self._seconds()})
+            if step.stop:
+                if why := stopped():
+                    self.attempts.end(why)
+                self._say(f"stopped after step {step.done} of {num_steps}, with a checkpoint")
+                return False
+        if progress:
+            progress.close()
+        return True
+
+    def _as_parent_left(self) -> tuple[LMM, Adapter]:
+        """Load the model with what the parent has learnt, and with room for what is to come."""
+        lmm = load_model(self.model)
+        adapter = checkpoint.attach(lmm, self.model, self.method)
         parent = self.stage.parent
-        if parent.parent is None:
-            return EMPTY
-        directory = parent.directory(self.results)
-        record = check_record(directory / "stage.json", parent)
-        checkpoint.load(self.lmm, directory, self.model, self.method, self.adapter)
+        if parent.parent:
+            directory = parent.directory(self.results)
+            check_record(directory / RECORD, parent)
+            checkpoint.load(lmm, directory, self.model, self.method, adapter)
+        adapter.grow(lmm.module)
+        return lmm, adapter
+
+    def _as_learnt(self, learnt: dict[str, torch.Tensor]) -> LMM:
+        """Return the plain model with what has been learnt; ZeRO-3 has it in pieces, so anew."""
+        if self.model.zero_stage < 3:
+            return self.lmm
+        lmm, _ = self._as_parent_left()
+        for name, parameter in lmm.module.named_parameters():
+            if name in learnt:
+                parameter.data.copy_(learnt[name])
+        lmm.module.to(self.world.device)
+        return lmm
+
+    def _trained(self, learnt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return, of what an adapter owns, what this stage has trained."""
+        module = self.lmm.module
+        return {n: learnt[n] for n, p in module.named_parameters() if p.requires_grad}
+
+    def _buffer(self) -> Buffer:
+        """Return the rehearsal buffer as the parent left it, or as the base's initial tasks do."""
+        stage, parent = self.stage, self.stage.parent
         if not self.method.rehearsal:
             return EMPTY
-        return Buffer(read_examples(directory / BUFFER), record["examples_seen"])
+        if parent.parent is None:
+            initial = Examples(self.results, stage.benchmark, initial_of(stage), "train")
+            return first_buffer(initial, self.method, stage.seed, stage.benchmark)
+        directory = parent.directory(self.results)
+        seen = check_record(directory / RECORD, parent)["examples_seen"]
+        return Buffer(read_examples(directory / BUFFER), seen)
 
-    def _curriculum(self, buffer: Buffer) -> tuple[Curriculum, list[int]]:
+    def _curriculum(self) -> tuple[Curriculum, list[int]]:
         """Return the samples of the stage and the length of each in characters."""
         stage = self.stage
         new = Examples(self.results, stage.benchmark, stage.lineage.last, "train")
         if self.world.rank == 0:
             new.verify()
-        curriculum = Curriculum(new, buffer, self.method, stage.seed, str(stage.lineage))
+        curriculum = Curriculum(new, self._buffer(), self.method, stage.seed, str(stage.lineage))
         return curriculum, curriculum.characters(new.characters())
 
     def _loader(self, first: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -212,13 +245,14 @@ class _StageRun:
         """Return the wall time of this stage, finished attempts up to their checkpoint included."""
         return self.seconds_before + time.monotonic() - self.begun
 
-    def _hand_on(self, state: dict[str, torch.Tensor], progress: Progress) -> None:
+    def _hand_on(self, learnt: dict[str, torch.Tensor], phases: Phases) -> None:
         """Write the stage directory; it stands under its name only when it is whole."""
         buffer = self.curriculum.next_buffer()
-        losses = progress.losses()
+        losses = recorded_losses(self.resume.directory / METRICS)
         resources = self.model.resources
         with whole_directory(self.stage.directory(self.results)) as out:
-            checkpoint.save(state, out, self.lmm, self.model, self.adapter)
+            checkpoint.save(learnt, out, self.lmm, self.model, self.adapter)
+            phases.save(out)
             if self.method.rehearsal:
                 write_examples(out / BUFFER, buffer.examples)
             shutil.copy(self.resume.directory / METRICS, out / METRICS)
@@ -251,10 +285,9 @@ class _StageRun:
             shutil.copy2(out / RECORD, self.resume.directory / RECORD)
 
     def _data(self) -> dict[str, str]:
-        """Return the checksum of the manifest of each task that was learnt."""
-        manifests = {
-            t: self.results / "data" / t / "manifest.json" for t in self.stage.lineage.last
-        }
+        """Return the checksum of the manifest of each task that was learnt, or looked back on."""
+        tasks = (*initial_of(self.stage), *self.stage.lineage.last)
+        manifests = {t: self.results / "data" / t / "manifest.json" for t in tasks}
         return {task: sha256(manifest) for task, manifest in manifests.items()}
 
 

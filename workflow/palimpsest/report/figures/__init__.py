@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from matplotlib import pyplot as plt
 
-from palimpsest.report.figures import comparison, curves, examples, heatmap, kind, radar
+from palimpsest.report.figures import comparison, curves, examples, heatmap, kind, radar, similarity
 from palimpsest.report.figures.style import RC, Picture
 from palimpsest.report.results import Results
 
@@ -14,5 +14,5 @@ from palimpsest.report.results import Results
 def draw_all(results: Results) -> Iterator[Picture]:
     """Yield every figure that the study's experiments allow."""
     with plt.rc_context(RC):
-        for module in (comparison, heatmap, curves, radar, kind, examples):
+        for module in (comparison, heatmap, curves, similarity, radar, kind, examples):
             yield from module.draw(results)

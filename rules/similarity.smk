@@ -1,0 +1,29 @@
+# What tasks are to a model before it learns any: their similarity is computed from it.
+rule embed:
+    input:
+        data=expand(MANIFEST, task=CELLS),
+        weights=weights,
+    output:
+        expand(EMBEDDING, task=CELLS, allow_missing=True),
+    log:
+        f"results/logs/embeddings/{{model}}/embed{ONE_CELL}.log",
+    threads: lambda wildcards: resources_of(wildcards).threads
+    resources:
+        mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
+        runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
+        nodes=1,
+        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
+    params:
+        tasks=CELLS,
+        embedded=embedded,
+    message:
+        f"embed{ON_TASK.replace(' on', '')} by {{wildcards.model}}"
+    shell:
+        "palimpsest embed {wildcards.model} {params.tasks} > {log} 2>&1"
+
+
+rule embed_all:
+    input:
+        expand(EMBEDDING, model=STUDY.study.models, task=STUDY.tasks)
+        if STUDY.study.similarity
+        else [],
