@@ -1,0 +1,157 @@
+"""What is refused before any job is submitted, because its parts do not go together.
+
+What is wrong in one file by itself is refused when that file is loaded (`config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from palimpsest.config import (
+    AS_PUBLISHED,
+    CONFIG,
+    METRIC,
+    Benchmark,
+    Download,
+    Judge,
+    Method,
+    Model,
+    Study,
+    T,
+    Task,
+    check_named,
+    load,
+)
+from palimpsest.lineage import Stage
+from palimpsest.refusal import ConfigError, check_known
+from palimpsest.study.answers import manner_of
+from palimpsest.study.stages import RESULTS
+
+LONGEST_PATH = 200  # characters; with rule, task and measure it stays below 255
+
+
+def load_named(kind: type[T], name: str, where: str) -> T:
+    check_named(kind, name, where)
+    return load(kind, name)
+
+
+def check_evaluation(where: Path, study: Study, benchmark: Benchmark) -> None:
+    """ConfigError if a measure of a study, or the way that answers are made, is not to be had."""
+    for measure in study.measures:
+        if measure == AS_PUBLISHED:
+            for task in benchmark.tasks:
+                if load(Task, task).as_published is None:
+                    raise ConfigError(
+                        f"{where}: measures: {measure!r} needs `as_published` in "
+                        f"{CONFIG}/tasks/{task}.yaml: the metric that follows the released scorer"
+                    )
+        elif measure != METRIC:
+            load_named(Judge, measure, f"{where}: measures")
+    if study.evaluation.generation == AS_PUBLISHED:
+        for model in study.models:
+            if load_named(Model, model, f"{where}: models").as_published is None:
+                raise ConfigError(
+                    f"{where}: evaluation.generation: {AS_PUBLISHED!r} needs `as_published` in "
+                    f"{CONFIG}/models/{model}.yaml: how the released scripts have it answer"
+                )
+            for task in benchmark.tasks:
+                manner_of(model, task, AS_PUBLISHED)
+
+
+def check_reference(where: str, key: str, study: Study, benchmark: Benchmark) -> None:
+    reference = study.references[key]
+    if (reference.protocol == "zero-shot") != (reference.method is None):
+        raise ConfigError(f"{where}: protocol zero-shot, and only it, has no method")
+    if key in study.methods:
+        raise ConfigError(f"{where}: the study has a method of this name; call it otherwise")
+    if reference.benchmark:
+        other = load_named(Benchmark, reference.benchmark, f"{where}.benchmark")
+        if other.tasks != benchmark.tasks:
+            raise ConfigError(
+                f"{where}.benchmark: {reference.benchmark!r} has other tasks than "
+                f"{study.benchmark!r}; their cells could not be compared"
+            )
+
+
+def check_parts(name: str, model: Model) -> None:
+    """ConfigError if what a model is put together from is not known, or where it would stand."""
+    where = f"{CONFIG}/models/{name}.yaml"
+    for download in model.downloads:
+        check_named(Download, download, f"{where}: parts")
+    made = RESULTS / "models" / name
+    if model.parts and Path(model.weights) != made:
+        raise ConfigError(
+            f"{where}: weights: found {model.weights!r}: should be {str(made)!r}, where its parts "
+            "are put together; weights that are there as they are need `parts: null`"
+        )
+
+
+def check_seeing(where: Path, model_name: str, model: Model, study: Study) -> None:
+    """ConfigError if a study asks how alike tasks are to a model that does not say how it sees."""
+    if study.similarity and model.tower is None:
+        raise ConfigError(
+            f"{where}: similarity: needs `tower` in {CONFIG}/models/{model_name}.yaml: the name of "
+            "the module that looks at pictures"
+        )
+
+
+def check_batches(
+    model_name: str, model: Model, method_name: str, method: Method, tasks: tuple[str, ...]
+) -> None:
+    """ConfigError if micro-batch x ranks x accumulation cannot reach a global batch."""
+    for step in (tasks, *((task,) for task in tasks)):
+        try:
+            batch = method.of(model_name, step).training.batch
+            model.micro_batch_of(batch, model.resources.world_size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{CONFIG}/methods/{method_name}.yaml: training.batch: {error} "
+                f"(resources of {CONFIG}/models/{model_name}.yaml)"
+            ) from None
+
+
+def check_trainable(model_name: str, model: Model, method_name: str, method: Method) -> None:
+    """ConfigError if a method trains a model's own modules, and the model does not say which."""
+    if method.of(model_name).adapter.name == "subset" and model.trainable is None:
+        raise ConfigError(
+            f"{CONFIG}/models/{model_name}.yaml: trainable: is missing: adapter 'subset' of "
+            f"{CONFIG}/methods/{method_name}.yaml trains the modules that it names"
+        )
+
+
+def check_router(model_name: str, model: Model, method_name: str, method: Method) -> None:
+    """ConfigError if a method tells tasks apart by their pictures, and the model does not see."""
+    resolved = method.of(model_name)
+    if (resolved.router or resolved.compares_tasks) and model.tower is None:
+        raise ConfigError(
+            f"{CONFIG}/models/{model_name}.yaml: tower: is missing: method "
+            f"{CONFIG}/methods/{method_name}.yaml tells tasks apart by what that module sees"
+        )
+
+
+def check_lengths(where: Path, stages: tuple[Stage, ...]) -> None:
+    """ConfigError if a stage's path is too long: Slurm's logs have it as the name of a folder."""
+    for stage in stages:
+        if len(stage.path) > LONGEST_PATH:
+            raise ConfigError(
+                f"{where}: the path of a stage has {len(stage.path)} characters, {LONGEST_PATH} "
+                f"are allowed: give tasks (or benchmark, model, method) shorter names:\n  {stage}"
+            )
+
+
+def check_published(where: Path, study: Study, experiments: Sequence[str]) -> None:
+    """ConfigError if what is to be laid beside a study's matrices is not there, or they are not.
+
+    `experiments` are named as published results name them.
+    """
+    published = study.published
+    if not published:
+        return
+    files = [path.stem for path in (CONFIG / "published").glob("*.yaml")]
+    check_known(published.file, files, f"{where}: published.file", "file of config/published")
+    for measure, matrices in published.beside.items():
+        at = f"{where}: published.beside"
+        check_known(measure, study.measures, at, "measure")
+        for name in matrices:
+            check_known(name, experiments, f"{at}.{measure}", "experiment")
