@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from palimpsest.methods import regulariser
 from palimpsest.methods import settings as s
 from palimpsest.methods.adapter import build
 from palimpsest.training.engine import World
@@ -77,3 +79,16 @@ def test_zero_shares_out(lmm, zero_stage, shared):
 def test_activations_scale(lmm):
     assert parts(lmm, micro_batch=128)[1]["activations"] == 20.0
     assert parts(lmm, precision="bf16")[1]["activations"] == 5.0
+
+
+@pytest.mark.parametrize(("name", "share"), [("ewc", 3), ("mas", 3), ("tir", 3), ("lwf", 1)])
+def test_what_is_held_on_to_takes_memory(lmm, name, share):
+    """Importance, anchor and difference of each trained weight, or a teacher's weight."""
+    values = {"tir": {"base": "mas", "examples": 1}, "lwf": {}}.get(name, {"examples": 1})
+    settings = TypeAdapter(s.Regulariser).validate_python({"name": name, "strength": 1, **values})
+    config = SimpleNamespace(zero_stage=3, max_length=40, precision="fp32")
+    world = World(0, 2, torch.device("cpu"), 64, 1)
+    text = estimate(lmm, config, world, 100, regulariser.build(settings, {}))
+    trained = sum(p.numel() for p in lmm.module.parameters() if p.requires_grad) * 4 / 2**20
+    held = float(re.search(rf"\+ {name} ([\d.]+) MiB \+ activations", text)[1])
+    assert held == pytest.approx(share * trained, abs=0.051)

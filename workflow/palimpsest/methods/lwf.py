@@ -20,6 +20,8 @@ class LwF(regulariser.Regulariser):
     is the model that the stage before left, without dropout; there is no other state.
     """
 
+    bytes_held = 4  # the teacher's weight
+
     def begin(self, model: nn.Module, similarities: Sequence[float]) -> None:
         """Make the teacher: it shares with the model what is frozen there, and copies the rest."""
         frozen = (p for p in model.parameters() if not p.requires_grad)

@@ -21,6 +21,7 @@ class Quadratic(regulariser.Regulariser):
     """
 
     needs_importance = True
+    bytes_held = 12  # importance, anchor, and their difference from the weight until the backward
 
     def begin(self, model: nn.Module, similarities: Sequence[float]) -> None:
         """See `Regulariser.begin`; what is new in the model is not held."""

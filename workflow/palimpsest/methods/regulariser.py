@@ -24,6 +24,7 @@ class Regulariser(ABC):
     """
 
     needs_importance: ClassVar[bool] = False  # whether `importance` and `remember` are called
+    bytes_held: ClassVar[int]  # for each trained parameter, on the device, while it learns
 
     def __init__(self, settings: Any, state: Mapping[str, Tensor]) -> None:
         self.settings = settings

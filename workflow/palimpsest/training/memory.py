@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from palimpsest.config import Model
+from palimpsest.methods.regulariser import Regulariser
 from palimpsest.models.lmm import LMM
 from palimpsest.training.engine import World
 
 TOKEN_PER_CHARACTER = 0.5  # a cautious bound; an English token has about four characters
 
 
-def estimate(lmm: LMM, model: Model, world: World, longest: int) -> str:
+def estimate(
+    lmm: LMM, model: Model, world: World, longest: int, regulariser: Regulariser | None = None
+) -> str:
     """Return the estimate as text: weights, optimiser and activations of one rank.
 
-    `longest` is the length of the longest conversation in characters.
+    `longest` is the length of the longest conversation in characters; a `regulariser` is one that
+    has something to hold on to.
     """
     parameters = list(lmm.module.parameters())
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
@@ -31,10 +35,12 @@ def estimate(lmm: LMM, model: Model, world: World, longest: int) -> str:
     kept = 8 * text.hidden_size + 4 * wide
     width = 4 if model.precision == "fp32" else 2
     activations = world.micro_batch * tokens * text.num_hidden_layers * kept * width
-    total = frozen + weights + gradients + adam + activations
+    held = trained * regulariser.bytes_held if regulariser else 0  # whole on every rank
+    total = frozen + weights + gradients + adam + held + activations
+    holding = f"{regulariser.settings.name} {_mib(held)} + " if regulariser else ""
     return (
         f"memory of a rank, estimated: {_mib(total)} = frozen {_mib(frozen)} + trained "
-        f"{_mib(weights)} + gradients {_mib(gradients)} + Adam {_mib(adam)} + activations "
+        f"{_mib(weights)} + gradients {_mib(gradients)} + Adam {_mib(adam)} + {holding}activations "
         f"{_mib(activations)} ({world.micro_batch} examples x {tokens} tokens x "
         f"{text.num_hidden_layers} layers x {kept} values x {width} bytes), besides libraries"
     )

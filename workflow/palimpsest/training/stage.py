@@ -87,9 +87,10 @@ class _StageRun:
 
     def run(self, stopped: Callable[[], str | None]) -> int:
         """Take the phases and steps that are left; return the exit code."""
-        self._say(memory.estimate(self.lmm, self.model, self.world, max(self.lengths)))
         self.lmm.module.to(self.world.device)
         phases = Phases(self.stage, self.results, self.method, self.lmm, self.world, self.resume)
+        longest, protects = max(self.lengths), phases.regulariser if phases.is_protected else None
+        self._say(memory.estimate(self.lmm, self.model, self.world, longest, protects))
         phases.before(sharded=self.model.zero_stage == 3)
         if not self._learn(phases, stopped):
             zero.leave()
