@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from minigpt_forward import example, looked, picture, spoken
 from palimpsest import models
 from palimpsest.config import Method, Model, load
-from palimpsest.data.example import Example, Turn
+from palimpsest.data.example import Turn
 from palimpsest.methods.adapter import target_layers
 from palimpsest.models import checkpoint
 from palimpsest.models.families.minigpt_v2 import assemble
 from palimpsest.models.lmm import IGNORE
-from palimpsest.models.miniatures.llava import HEADS, LAYERS, PIECES, WIDTH
-from palimpsest.models.miniatures.minigpt_v2 import RANK, TOWER_WIDTH, generate
+from palimpsest.models.miniatures.llava import LAYERS, PIECES
+from palimpsest.models.miniatures.minigpt_v2 import TOWER_WIDTH, generate
 from palimpsest.models.minigpt_v2 import MiniGPTv2ForConditionalGeneration
 from palimpsest.training.loop import AnswerLoss
 from workspace import LORA, MOELORA
 
 CONFIG = Path(__file__).parents[2] / "config"
-SIDE = 56  # pixels: 4 x 4 patches of 14, four of which become a token
-
-
-def picture(seed):
-    """Return a picture of noise, as a PNG file's bytes."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 70, 3), dtype=np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def example(*turns, image):
-    return Example("e", image, turns, (turns[-1].answer,))
 
 
 RED = example(Turn("Which colour is it?", "red"), image=picture(0))
@@ -88,82 +72,12 @@ def read(released):
     return ({n: t.float() for n, t in part.items()} for part in (language, tower, stage_2))
 
 
-def attention(q_LD, k_LD, v_LD, heads, mask_LL=None):
-    split = [x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q_LD, k_LD, v_LD)]
-    q, k, v = split
-    weights = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-    if mask_LL is not None:
-        weights = weights.masked_fill(~mask_LL, -torch.inf)
-    return (weights.softmax(-1) @ v).transpose(0, 1).flatten(1)
-
-
 def seen(image, tower, stage_2):
     """The released picture path: EVA-ViT without its last block, norm, four tokens joined."""
-    pixels = Image.open(BytesIO(image)).convert("RGB").resize((SIDE, SIDE), Image.BICUBIC)
-    x = (np.asarray(pixels) / 255 - OPENAI_CLIP_MEAN) / OPENAI_CLIP_STD
-    x = torch.tensor(x, dtype=torch.float).permute(2, 0, 1).unsqueeze(0)
-    kernel, bias = (tower[f"patch_embed.proj.{kind}"] for kind in ("weight", "bias"))
-    x = F.conv2d(x, kernel, bias, stride=14).flatten(2)[0].T
-    table = tower["pos_embed"][0]
-    grid = table[1:].reshape(1, 2, 2, TOWER_WIDTH).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(4, 4), mode="bicubic", align_corners=False)
-    table = torch.cat([table[:1], grid[0].flatten(1).T])
-    x = torch.cat([tower["cls_token"][0], x]) + table
-
-    def normed(x, name):
-        return F.layer_norm(x, x.shape[1:], tower[f"{name}.weight"], tower[f"{name}.bias"], 1e-6)
-
-    def linear(x, name):
-        return F.linear(x, tower[f"{name}.weight"], tower[f"{name}.bias"])
-
-    for n in range(LAYERS):
-        block = f"blocks.{n}"
-        q_bias, v_bias = (tower[f"{block}.attn.{name}_bias"] for name in "qv")
-        qkv = F.linear(normed(x, f"{block}.norm1"), tower[f"{block}.attn.qkv.weight"])
-        q, k, v = qkv.split(TOWER_WIDTH, dim=1)
-        x = x + linear(attention(q + q_bias, k, v + v_bias, 2), f"{block}.attn.proj")
-        inner = F.gelu(linear(normed(x, f"{block}.norm2"), f"{block}.mlp.fc1"))
-        x = x + linear(inner, f"{block}.mlp.fc2")
+    x = looked(image, tower, grid=4)
     x = F.layer_norm(x, x.shape[1:])[1:]  # ln_vision, which the checkpoint does not hold
     joined = torch.stack([x[4 * n : 4 * n + 4].flatten() for n in range(4)])
     return F.linear(joined, stage_2["llama_proj.weight"], stage_2["llama_proj.bias"])
-
-
-def rotated(x_LD):
-    """Rotary positions: the halves of each head turn by an angle that grows with the position."""
-    size = WIDTH // HEADS
-    x = x_LD.unflatten(1, (HEADS, size))
-    angle = 10_000 ** (-torch.arange(0, size, 2) / size) * torch.arange(len(x))[:, None]
-    angle = torch.cat([angle, angle], dim=1).unsqueeze(1)
-    turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
-    return (x * angle.cos() + turned * angle.sin()).flatten(1)
-
-
-def spoken(x, language, stage_2):
-    """Llama with the LoRA of stage 2 beside its q and v: 16 / rank of B A x."""
-
-    def normed(x, name):
-        return x * (x.pow(2).mean(1, keepdim=True) + 1e-5).rsqrt() * language[f"{name}.weight"]
-
-    def linear(x, name):
-        y = F.linear(x, language[f"{name}.weight"])
-        lora = f"llama_model.base_model.model.{name}.lora_"
-        if f"{lora}A.weight" in stage_2:
-            a, b = stage_2[f"{lora}A.weight"], stage_2[f"{lora}B.weight"]
-            y = y + 16 / RANK * F.linear(F.linear(x, a), b)
-        return y
-
-    mask_LL = torch.ones(len(x), len(x), dtype=torch.bool).tril()
-    for n in range(LAYERS):
-        layer = f"model.layers.{n}"
-        y = normed(x, f"{layer}.input_layernorm")
-        q, k, v = (linear(y, f"{layer}.self_attn.{name}_proj") for name in "qkv")
-        y = attention(rotated(q), rotated(k), v, HEADS, mask_LL)
-        x = x + linear(y, f"{layer}.self_attn.o_proj")
-        y = normed(x, f"{layer}.post_attention_layernorm")
-        gate, up = (linear(y, f"{layer}.mlp.{name}_proj") for name in ("gate", "up"))
-        x = x + linear(F.silu(gate) * up, f"{layer}.mlp.down_proj")
-    return F.linear(normed(x, "model.norm"), language["lm_head.weight"])
 
 
 def released_ids(lmm, example):

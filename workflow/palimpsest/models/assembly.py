@@ -132,7 +132,8 @@ def llama_config(directory: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaCo
     Errors: ValueError if the tokenizer is not that of the model.
     """
     config = saved(LlamaConfig, directory)
-    if tokenizer.vocab_size != config.vocab_size:
+    # Vicuna v0 has a row more, of a [PAD] that was never an answer; it is as good as a new one.
+    if config.vocab_size - tokenizer.vocab_size not in (0, 1):
         raise ValueError(
             f"{directory}: tokenizer.model has {tokenizer.vocab_size} pieces, but config.json says "
             f"vocab_size {config.vocab_size}: are both of the same model?"

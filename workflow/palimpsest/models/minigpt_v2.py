@@ -60,10 +60,11 @@ class MiniGPTv2ForConditionalGeneration(LlavaForConditionalGeneration):
     """The whole model, which trains and generates as a LLaVA does."""
 
     config_class = MiniGPTv2Config
+    base_class: type[LlavaModel] = MiniGPTv2Model
 
     def __init__(self, config: MiniGPTv2Config) -> None:
         LlavaPreTrainedModel.__init__(self, config)
-        self.model = MiniGPTv2Model(config)
+        self.model = self.base_class(config)
         text = config.text_config
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()

@@ -9,13 +9,10 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import Blip2VisionConfig
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from torch import Tensor
 
 from palimpsest.config import Model
-from palimpsest.models import assembly
+from palimpsest.models import assembly, eva_vit
 from palimpsest.models.families.llava import Llava, load_as
 from palimpsest.models.minigpt_v2 import (
     JOINED,
@@ -24,7 +21,6 @@ from palimpsest.models.minigpt_v2 import (
 )
 
 IMAGE = "<ImageHere>"
-HEAD_WIDTH = 88  # of EVA-CLIP-g; no file says it
 GRID = 2  # times the patches a side that EVA-CLIP-g was trained with: 448 pixels for 224
 # The stage-2 checkpoint holds a LoRA of rank 64 on q_proj and v_proj, trained with alpha 16 (the
 # released code's default). CoIN loads it into the LoRA that it trains on, with alpha 256 there and
@@ -33,17 +29,6 @@ GRID = 2  # times the patches a side that EVA-CLIP-g was trained with: 448 pixel
 # task, starts anew.
 LORA_ALPHA = 16
 
-TOWER = "model.vision_tower"
-EVA: assembly.Rules = (
-    (r"cls_token", f"{TOWER}.embeddings.class_embedding"),
-    (r"pos_embed", f"{TOWER}.embeddings.position_embedding"),
-    (r"patch_embed\.proj\.(.*)", rf"{TOWER}.embeddings.patch_embedding.\1"),
-    (r"blocks\.(\d+)\.norm([12])\.(.*)", rf"{TOWER}.encoder.layers.\1.layer_norm\2.\3"),
-    (r"blocks\.(\d+)\.attn\.qkv\.(.*)", rf"{TOWER}.encoder.layers.\1.self_attn.qkv.\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(.*)", rf"{TOWER}.encoder.layers.\1.self_attn.projection.\2"),
-    (r"blocks\.(\d+)\.mlp\.(.*)", rf"{TOWER}.encoder.layers.\1.mlp.\2"),
-    (r"(norm|fc_norm|head)\.(weight|bias)", None),  # what classified EVA-CLIP-g's pictures
-)
 PROJECTOR: assembly.Rules = (
     (r"llama_proj\.(.*)", r"model.multi_modal_projector.linear.\1"),
     (r"ln_vision\.(.*)", r"model.multi_modal_projector.norm.\1"),
@@ -71,7 +56,7 @@ def assemble(parts: dict[str, Path], out: Path) -> None:
     tower = assembly.unpickled(eva)
     stage_2 = assembly.unpickled(checkpoint).get("model", {})
     tokenizer = assembly.llama_tokenizer(language, IMAGE)
-    vision = _vision_config(tower, eva)
+    vision = eva_vit.vision_config(tower, eva, GRID)
     text = assembly.llama_config(language, tokenizer)
     config = MiniGPTv2Config(
         vision_config=vision,
@@ -86,67 +71,13 @@ def assemble(parts: dict[str, Path], out: Path) -> None:
 
     def tensors() -> assembly.Named:
         yield from _merged(assembly.llama(language, text.vocab_size), stage_2, checkpoint)
-        yield from assembly.renamed(_adapted(tower, vision.num_hidden_layers), EVA, eva)
+        yield from eva_vit.tensors(tower, vision, eva)
         rest = {name: t for name, t in stage_2.items() if not LORA.fullmatch(name)}
-        yield from assembly.renamed({**_fresh_norm(vision), **rest}.items(), PROJECTOR, checkpoint)
+        rest = {**eva_vit.fresh_norm(vision), **rest}  # the checkpoint may leave it out
+        yield from assembly.renamed(rest.items(), PROJECTOR, checkpoint)
 
-    assembly.write(tensors(), module, tokenizer, _image_processor(vision.image_size), out)
-
-
-def _image_processor(side: int) -> CLIPImageProcessorPil:
-    """Squash a picture into a square of `side` pixels, bicubically, with CLIP's mean and spread."""
-    square = {"height": side, "width": side}
-    return CLIPImageProcessorPil(
-        size=square, do_center_crop=False, image_mean=OPENAI_CLIP_MEAN, image_std=OPENAI_CLIP_STD
-    )
-
-
-def _vision_config(tower: dict[str, Tensor], where: Path) -> Blip2VisionConfig:
-    """Read the sizes of an EVA-ViT off its tensors; the last block is not used."""
-    try:
-        width = len(tower["patch_embed.proj.bias"])
-        patch = tower["patch_embed.proj.weight"].shape[-1]
-        grid = GRID * int((tower["pos_embed"].shape[1] - 1) ** 0.5)
-        mlp = len(tower["blocks.0.mlp.fc1.bias"])
-    except KeyError as name:
-        raise ValueError(f"{where}: tensor {name} is missing: is this an EVA-ViT?") from None
-    blocks = {name.split(".")[1] for name in tower if name.startswith("blocks.")}
-    return Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_hidden_layers=len(blocks) - 1,
-        num_attention_heads=width // HEAD_WIDTH,
-        image_size=grid * patch,
-        patch_size=patch,
-        layer_norm_eps=1e-6,
-    )
-
-
-def _adapted(tower: dict[str, Tensor], num_blocks: int) -> assembly.Named:
-    """Yield an EVA-ViT's tensors as our tower has them, still by their own names."""
-    for name, tensor in tower.items():
-        block, _, kind = name.removeprefix("blocks.").partition(".")
-        if name == "pos_embed":
-            yield name, _resampled(tensor, GRID)
-        elif not name.startswith("blocks."):
-            yield name, tensor
-        elif int(block) >= num_blocks or kind == "attn.v_bias":
-            continue
-        elif kind == "attn.q_bias":  # and of v; k has none
-            q, v = tensor, tower[f"blocks.{block}.attn.v_bias"]
-            yield f"blocks.{block}.attn.qkv.bias", torch.cat([q, torch.zeros_like(q), v])
-        else:
-            yield name, tensor
-
-
-def _resampled(table_1PC: Tensor, times: int) -> Tensor:
-    """Stretch a table of positions, CLS first, to so many times the patches a side, bicubically."""
-    cls, patches = table_1PC.float().split([1, table_1PC.shape[1] - 1], dim=1)
-    side = int(patches.shape[1] ** 0.5)
-    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    size = (times * side, times * side)
-    grid = nn.functional.interpolate(grid, size=size, mode="bicubic", align_corners=False)
-    return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)
+    image_processor = eva_vit.image_processor(vision.image_size)
+    assembly.write(tensors(), module, tokenizer, image_processor, out)
 
 
 def _merged(named: assembly.Named, stage_2: dict[str, Tensor], where: Path) -> assembly.Named:
@@ -167,12 +98,3 @@ def _merged(named: assembly.Named, stage_2: dict[str, Tensor], where: Path) -> a
         yield name, tensor
     if lora:
         raise ValueError(f"{where}: the LoRA of {min(lora)} has no layer in the language model")
-
-
-def _fresh_norm(vision: Blip2VisionConfig) -> dict[str, Tensor]:
-    """Return `ln_vision` as it is created, for checkpoints that leave it out.
-
-    MiniGPT-v2 freezes it and loads it from nowhere but the checkpoint, which holds what is trained.
-    """
-    width = vision.hidden_size
-    return {"ln_vision.weight": torch.ones(width), "ln_vision.bias": torch.zeros(width)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from palimpsest.models.families.minigpt_v2 import HEAD_WIDTH
+from palimpsest.models.eva_vit import HEAD_WIDTH
 from palimpsest.models.miniatures.llava import LAYERS, PATCH_SIZE, WIDTH, drawn, llama
 
 TOWER_WIDTH = 2 * HEAD_WIDTH
@@ -24,17 +24,18 @@ def generate(out: Path, seed: int = 0) -> None:
     for number in range(2):
         shard = {name: weights[name] for name in names[number::2]}
         save_file(shard, directory / f"model-{number + 1:05d}-of-00002.safetensors")
-    _save(drawn(_tower(), generator), out / "vision" / "eva_vit_g.pth")
+    save(drawn(eva_vit(), generator), out / "vision" / "eva_vit_g.pth")
     stage_2 = drawn(_trained(), generator, torch.float)
-    _save({"model": stage_2, "epoch": 0}, out / "checkpoint" / "checkpoint_stage2.pth")
+    save({"model": stage_2, "epoch": 0}, out / "checkpoint" / "checkpoint_stage2.pth")
 
 
-def _save(value: dict, path: Path) -> None:
+def save(value: dict, path: Path) -> None:
+    """Write a checkpoint into a directory of its own."""
     path.parent.mkdir()
     torch.save(value, path)
 
 
-def _tower() -> dict[str, tuple[int, ...]]:
+def eva_vit() -> dict[str, tuple[int, ...]]:
     """Return the shapes of an EVA-ViT; its last block is not used."""
     width, mlp = TOWER_WIDTH, 2 * TOWER_WIDTH
     linear = {"attn.proj": (width, width), "mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
