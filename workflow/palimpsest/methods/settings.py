@@ -132,6 +132,56 @@ class Keys(Settings):
     examples: int = Field(gt=0)
 
 
+class Refusers(Settings):
+    """CORE's mixture of copies of the projector, and the router before it (arXiv 2603.21484).
+
+    `width`, `heads` and `dropout` are of the router's attention, and `temperature` is tau.
+    """
+
+    name: Literal["refusers"]
+    experts: int = Field(gt=1)
+    top: int = Field(gt=0)  # experts that a picture goes through
+    width: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    temperature: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Refusers:
+        if self.top > self.experts:
+            raise ValueError(f"top {self.top} is more than the {self.experts} experts")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be shared out over {self.heads} heads")
+        return self
+
+
+class Replay(Settings):
+    """How CORE's router is trained again, on embeddings drawn from the Gaussian of each keyword."""
+
+    drawn: int = Field(gt=0)  # of each keyword
+    epochs: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    batch: int = Field(gt=0)
+
+
+class Concepts(Settings):
+    """CORE's concept modules, its modulator and its gate (arXiv 2603.21484).
+
+    The similarity of two tasks is sigmoid(task_scale * (cos * cos - task_threshold)): 1 and 0 in
+    the paper, 100 and 0.05 in the released code. The gate is the paper's or the released code's.
+    """
+
+    name: Literal["concepts"]
+    epochs: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    batch: int = Field(gt=0)
+    drawn: int = Field(gt=0)  # embeddings of each earlier keyword, in the place of its examples
+    task_scale: float = Field(gt=0)
+    task_threshold: float
+    gate: Literal["soft", "hard"]
+    replay: Replay
+
+
 Adapter = Annotated[Lora | MoELora | Subset | Projector, Field(discriminator="name")]
 Regulariser = Annotated[EWC | MAS | TIR | LwF, Field(discriminator="name")]
 Rehearsal = Annotated[Reservoir | Proportional, Field(discriminator="name")]
