@@ -174,7 +174,7 @@ def judge_of(wildcards):
 def judge_needs(wildcards):
     """What a job that judges needs: all that the model does, if it runs in the job itself."""
     judge = judge_of(wildcards)
-    if judge.kind == "local":
+    if judge.kind != "endpoint":
         return judge.resources
     return JudgeResources(memory_mb=2000, minutes=judge.resources.minutes)
 

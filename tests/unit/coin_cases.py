@@ -1,4 +1,4 @@
-"""The cases of coin_cases.yaml and the tables that show them.
+"""The cases of coin_cases.yaml and refusal_cases.yaml, and the tables that show them.
 
 `python tests/unit/coin_cases.py` writes the tables of docs/metrics.md anew.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ import yaml
 from palimpsest.metrics import Scored
 
 HERE = Path(__file__).parent
+FILES = ("coin_cases.yaml", "refusal_cases.yaml")
 DOCS = HERE.parents[1] / "docs/metrics.md"
-MARK = "<!-- Below: written by `python tests/unit/coin_cases.py` from coin_cases.yaml. -->\n"
+MARK = "<!-- Below: written by `python tests/unit/coin_cases.py` from its files of cases. -->\n"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Section:
 
 
 def sections() -> list[Section]:
-    return [_section(**raw) for raw in yaml.safe_load((HERE / "coin_cases.yaml").read_text())]
+    return [_section(**raw) for file in FILES for raw in yaml.safe_load((HERE / file).read_text())]
 
 
 def tables() -> str:
@@ -58,7 +60,10 @@ def _section(example: dict, cases: list[dict], **names) -> Section:
 def _case(
     base: dict, quirk: str, prediction: str, scores: list, example: dict | None = None
 ) -> Case:
-    scored = {name: tuple(value) for name, value in (base | (example or {})).items()}
+    scored = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in (base | (example or {})).items()
+    }
     return Case(quirk, prediction, Scored(**scored), tuple(scores))
 
 
@@ -77,14 +82,15 @@ def _table(section: Section) -> list[str]:
 
 def _row(case: Case) -> list[str]:
     prediction = f"`{json.dumps(case.prediction, ensure_ascii=False)}`"
-    return [case.quirk, prediction, _reference(case.example), *(f"{s:g}" for s in case.scores)]
+    scores = ("–" if math.isnan(score) else f"{score:g}" for score in case.scores)
+    return [case.quirk, prediction, _reference(case.example), *scores]
 
 
 def _reference(example: Scored) -> str:
     times = Counter(example.references)
     answers = [f"{n} × `{answer}`" if n > 1 else f"`{answer}`" for answer, n in times.items()]
     picture = "{} × {}".format(*example.image_size) if example.image_size else ""
-    return ", ".join(answers) + (f" in {picture}" if picture else "")
+    return ", ".join(answers) + (f" in {picture}" if picture else "") + example.combination
 
 
 if __name__ == "__main__":

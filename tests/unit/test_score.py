@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -101,6 +102,18 @@ def test_a_metric_gets_its_options_and_its_example(workplace, cell, dataset):
     predict(cell, boxes.items())
     scored(cell, load(Task, "signs"), Shards(dataset, "test"))
     assert read_json(cell / "metric/scores.json")["value"] == 50.0
+
+
+def test_an_example_that_a_metric_leaves_out_is_counted(workplace, cell, tmp_path):
+    """CORE's scorer leaves out blank answers."""
+    workplace.change("tasks/signs", metric="core_refusal", metric_options={})
+    test = [replace(example(id, answer), combination="UU") for id, answer in ANSWERS.items()]
+    write_dataset(tmp_path / "asked", {"test": test}, {})
+    for answer, value, left_out in (("K", 100.0, 2), (" ", None, 4)):
+        predict(cell, [("a", answer), ("b", " "), ("c", answer), ("d", "")])
+        scored(cell, load(Task, "signs"), Shards(tmp_path / "asked", "test"))
+        scores = read_json(cell / "metric/scores.json")
+        assert (scores["value"], scores["n"], scores["unparsable"]) == (value, 4, left_out)
 
 
 def refused(cell, task, dataset, message):

@@ -137,8 +137,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def judge(args: argparse.Namespace) -> None:
-    """have a language model rate the predictions of a stage's cells"""
-    from palimpsest.judging.judge import judge_cells
+    """have a model rate the predictions of a stage's cells"""
     from palimpsest.tasks import open_task
 
     evaluation = _evaluation(args)
@@ -151,7 +150,14 @@ def judge(args: argparse.Namespace) -> None:
         for task in args.tasks
     ]
     judge, fingerprint = load(Judge, args.judge), stage_fingerprint(args.stage)
-    judge_cells(cells, args.judge, judge, fingerprint, RESULTS, args.sbatch)
+    if judge.kind == "templates":
+        from palimpsest.judging import context
+
+        context.judge_cells(cells, args.judge, judge, fingerprint)
+    else:
+        from palimpsest.judging.judge import judge_cells
+
+        judge_cells(cells, args.judge, judge, fingerprint, RESULTS, args.sbatch)
 
 
 def serve(args: argparse.Namespace) -> None:

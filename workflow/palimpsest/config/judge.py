@@ -64,17 +64,19 @@ class JudgeResources(Settings):
 
 
 class Judge(Science):
-    """A language model that rates answers from 0 to 10 against the right one; it sees no picture.
+    """A model that rates answers; it sees no picture.
 
     An `endpoint` speaks OpenAI's chat completions: one that is there (`url`), or one that is
     started for the study (`serving`). A `local` judge is a causal model of the hub, in the process.
+    Both rate from 0 to 10 against the right answer. A judge by `templates` is a text encoder, in
+    the process: it tells to which group of refusals an answer is nearest (judging/context.py).
     """
 
     cosmetic: ClassVar = {"title", "citation", "url", "api_key", "asking", "resources"}
-    kind: Literal["endpoint", "local"]
+    kind: Literal["endpoint", "local", "templates"]
     model: str  # hub id, a directory, or what the endpoint calls it
     revision: str | None = None
-    protocol: Literal["as-published", "corrected"]  # of prompt and parsing
+    protocol: Literal["as-published", "corrected"]  # of prompt and parsing, or of refusals
     sampling: Sampling = Sampling()
     url: str | None = Field(None, pattern="^https?://")  # up to and with /v1
     api_key: str | None = None  # the environment variable that holds it
@@ -92,7 +94,7 @@ class Judge(Science):
     def _is_to_be_had(self) -> Judge:
         if self.kind == "endpoint" and (self.url is None) == (self.serving is None):
             raise ValueError("an endpoint needs either `url` or `serving`")
-        if self.kind == "local" and (self.url or self.serving or self.api_key):
+        if self.kind != "endpoint" and (self.url or self.serving or self.api_key):
             raise ValueError("a local judge has neither `url`, `serving` nor `api_key`")
         if self.kind == "local" and self.sampling.temperature > 0:
             raise ValueError("a local judge is greedy: sampling.temperature must be 0")

@@ -25,7 +25,7 @@ from palimpsest.files import sha256, whole_file
 
 GALLERY_SIZE = 12
 SHOWN = 5  # rejected records in a message
-NEEDED = ("train", "test")
+NEEDED = ("train", "test")  # if the reader does not say otherwise
 GALLERY_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -56,18 +56,20 @@ def convert(
     the publisher's files. `most_rejected` is the share of a split's records that may be no
     examples.
 
-    ValueError if the source has no train or no test split, a split has no good example or too many
+    ValueError if the source lacks a split that is needed, a split has no good example or too many
     records that are none, or a file is missing or damaged.
     """
     module = import_module(f"palimpsest.data.readers.{reader}")
     names = module.splits(source, root)
-    if missing := [name for name in NEEDED if name not in names]:
+    needed = getattr(module, "NEEDED", NEEDED)
+    if missing := [name for name in needed if name not in names]:
         raise ValueError(
             f"task {task!r}: its source has no split {' and no '.join(map(repr, missing))}; "
             f"there is: {', '.join(names) or 'none'}"
         )
 
     files = module.files(source)
+    notes = module.notes(source, root) if hasattr(module, "notes") else {}
 
     def records(split: str) -> Iterator[Record]:
         where = str(root / files[split]) if split in files else f"{reader} {split}"
@@ -79,7 +81,7 @@ def convert(
     manifest = write_dataset(
         out,
         {split: records(split) for split in names},
-        {"task": task, **about, "source": source, "files": _known_by(files, root)},
+        {"task": task, **about, "source": source, "files": _known_by(files, root), **notes},
     )
     for split, entry in manifest["splits"].items():
         print(f"{task} {split}: {entry['examples']} examples, {len(entry['rejected'])} rejected")

@@ -29,6 +29,8 @@ class Example:
     choices: tuple[str, ...] = ()
     box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 in pixels
     image_size: tuple[int, int] | None = None  # width, height in pixels
+    combination: str = ""  # of unlearning: HH, HU, UH, UU; picture and text, harmful or not
+    category: str = ""  # of unlearning: whose refusals fit
 
     def with_prompt(self, template: str) -> Example:
         """Return the example with every question put in place of a template's `{question}`."""

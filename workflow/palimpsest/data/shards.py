@@ -18,7 +18,7 @@ import pyarrow as pa
 from palimpsest.data.example import Example, Rejected, Turn, lot
 from palimpsest.files import read_json, sha256, whole_file, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -28,6 +28,8 @@ SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
         ("box", pa.list_(pa.float64())),
         ("image_size", pa.list_(pa.int32())),
+        ("combination", pa.string()),
+        ("category", pa.string()),
     ]
 )
 SHARD_BYTES = 256 * 2**20
@@ -166,6 +168,8 @@ def to_example(row: dict[str, Any]) -> Example:
         choices=tuple(row["choices"]),
         box=tuple(row["box"]) if row["box"] is not None else None,
         image_size=tuple(row["image_size"]) if row["image_size"] is not None else None,
+        combination=row["combination"],
+        category=row["category"],
     )
 
 

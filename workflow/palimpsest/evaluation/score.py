@@ -10,6 +10,7 @@ All have the ids of the split, or of the sample that was evaluated; the outcomes
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from palimpsest import metrics
+from palimpsest.data.example import Example
 from palimpsest.data.shards import Shards
 from palimpsest.files import whole_file, write_json
 from palimpsest.metrics import Scored
@@ -41,14 +43,17 @@ def score_cell(
     """Score a cell by a measure: `outcomes.parquet`, in the order of the split, and `scores.json`.
 
     `cell` is `…/cells/<evaluation>/<task>`; `examples` are those that were asked; an answer that
-    matches `answer_format` in full is of the right kind. ValueError names the cell or its file if
+    matches `answer_format` in full is of the right kind; one that the metric leaves out (NaN) is
+    counted, and is no part of the mean. ValueError names the cell or its file if
     the predictions are of a stage with another fingerprint, or not of exactly these examples.
     """
     predictions = read_predictions(cell, stage_fingerprint, examples)
     (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
     ids = examples.ids
     answers = [predictions[id] for id in ids]
-    scores = score_all(answers, examples, scorer)
+    scores = list(score_all(answers, examples, scorer))
+    known = [score for score in scores if not math.isnan(score)]
+    left_out = len(scores) - len(known)
     outcomes = [
         {"id": id, "score": score, "right_kind": is_of_right_kind(answer, answer_format)}
         for id, answer, score in zip(ids, answers, scores, strict=True)
@@ -60,8 +65,9 @@ def score_cell(
             "task": cell.name,
             "metric": scorer[0],
             "version": metrics.metric(scorer[0]).VERSION,
-            "value": percent([o["score"] for o in outcomes]),
+            "value": percent(known) if known else None,
             "n": len(outcomes),
+            **({"unparsable": left_out} if left_out else {}),
             "right_kind": percent([o["right_kind"] for o in outcomes]),
             "stage_fingerprint": stage_fingerprint,
         },
@@ -91,9 +97,13 @@ def score_all(predictions: Iterable[str], examples: Shards, scorer: Scorer) -> I
     score = metrics.scorer(name, options, references)
     for prediction, e in zip(predictions, examples.without_pictures(), strict=True):
         try:
-            yield score(prediction, Scored(e.references, e.choices, e.box, e.image_size))
+            yield score(prediction, _scored(e))
         except ValueError as error:
             raise ValueError(f"example {e.id!r}: {error}") from None
+
+
+def _scored(e: Example) -> Scored:
+    return Scored(e.references, e.choices, e.box, e.image_size, e.combination)
 
 
 def percent(values: list[float]) -> float:

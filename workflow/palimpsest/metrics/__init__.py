@@ -9,7 +9,8 @@ and, where a score depends on all references of a cell, as that of a caption doe
 
     prepare(references: Iterable[tuple[str, ...]]) -> Any     called once, with one item an example
 
-whose result is the third argument of `score`. A score that is no share, as CIDEr, may exceed 1.
+whose result is the third argument of `score`. A score that is no share, as CIDEr, may exceed 1;
+one that is NaN leaves the example out, as some released scorers do with a blank answer.
 
 Options are keyword-only with defaults, and a task sets them in `metric_options`. Where a paper's
 released scorer has a quirk, the metric that follows it to the letter is a file of its own whose
@@ -37,6 +38,7 @@ class Scored:
     choices: tuple[str, ...] = ()
     box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 in pixels
     image_size: tuple[int, int] | None = None  # width, height in pixels
+    combination: str = ""  # of unlearning: HH, HU, UH, UU; picture and text, harmful or not
 
 
 def metric(name: str) -> ModuleType:
