@@ -13,7 +13,9 @@ from palimpsest.metrics import Scored, box_iou, exact_match
 SQUARE = Scored(("[4,4,12,12]",), box=(16, 16, 48, 48), image_size=(64, 64))
 FITTING = {  # for the metrics that refuse SQUARE
     "multiple_choice": Scored(("A",), choices=("red", "blue")),
+    "core_choice": Scored(("A",), choices=("red", "blue")),
     "coin_textvqa": Scored(("red",) * 10),
+    **dict.fromkeys(("refusal", "core_refusal"), Scored(("I cannot.",), combination="HH")),
 }
 
 

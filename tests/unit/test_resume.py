@@ -67,11 +67,11 @@ def at(function, owner, step, send=signal.SIGKILL):
     """Send this process a signal when a method of Progress or Resume is called for a step."""
     original = getattr(owner, function)
 
-    def wrapped(self, first, *rest):
+    def wrapped(self, first, *rest, **named):
         found = rest[0]["step"] if isinstance(rest[-1], dict) else first
         if found == step:
             os.kill(os.getpid(), send)
-        return original(self, first, *rest)
+        return original(self, first, *rest, **named)
 
     setattr(owner, function, wrapped)
 

@@ -267,7 +267,7 @@ def test_a_step_without_learning_changes_nothing(trained):
 def fails_with(error):
     """Have the first step end with an exception."""
 
-    def step(*_):
+    def step(*_, **__):
         raise error
 
     training.Progress.step = step

@@ -8,6 +8,7 @@ runs commands there. A stage needs processes of its own, as DeepSpeed starts onc
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import shutil
@@ -226,6 +227,7 @@ class Job:
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
             }  # fmt: skip
         faulthandler.enable(1)
+        gc.freeze()  # what the parent has left, a store with its thread, is not ours to destroy
         forget()
         train = import_module("palimpsest.training.stage").train
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # not what pytest put there
