@@ -23,7 +23,7 @@ from palimpsest.tasks import Examples
 from palimpsest.training import stage as training
 from palimpsest.training.order import generator
 from palimpsest.training.resume import Resume
-from workspace import TASKS, Job, change, entered, stage_of, train, write
+from workspace import TASKS, Job, change, entered, handed_on, stage_of, train, write
 
 RESULTS = Path("results")
 KEYS = {"name": "keys", "steps": 60, "learning_rate": 0.05, "strength": 0.1, "batch": 8}
@@ -67,13 +67,6 @@ def trained(root):
         return last
 
     return of
-
-
-def handed_on(stage):
-    """Return the bytes of the files of a stage, without its record of times and places."""
-    out = stage.directory(RESULTS)
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != "stage.json"]
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def state(stage, name="regulariser"):

@@ -16,7 +16,7 @@ from palimpsest.files import read_json, write_json
 from palimpsest.training import stage as training
 from palimpsest.training.progress import Progress
 from palimpsest.training.resume import Resume
-from workspace import Job, change, entered, stage_of, train
+from workspace import Job, change, entered, handed_on, stage_of, train
 
 RESULTS = Path("results")
 
@@ -50,13 +50,6 @@ def fresh(undisturbed):
         return stage
 
     return untrained
-
-
-def handed_on(stage):
-    """Return the bytes of the files of a stage, without its record of times and places."""
-    out = stage.directory(RESULTS)
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != "stage.json"]
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def checkpoints(stage):

@@ -249,6 +249,13 @@ def train(stage: Stage, ranks: int = 1, prepare: Callable[[], None] = lambda: No
     return job.text
 
 
+def handed_on(stage: Stage) -> dict[str, bytes]:
+    """Return the bytes of the files of a stage, without its record of times and places."""
+    out = stage.directory(Path("results"))
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "stage.json"]
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
 def save_tiny_model(directory: Path, seed: int = 0) -> None:
     """Save a LLaVA of random weights as its publisher would: weights, tokenizer, image processor.
 

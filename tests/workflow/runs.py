@@ -45,6 +45,15 @@ def new_workspace(path: Path) -> Path:
     return path
 
 
+def cloned(path: Path) -> Path:
+    """Make a directory as a clone has it, with the shipped studies, and return it."""
+    shutil.copy(REPOSITORY / "Snakefile", path)
+    for name in ("config", "profiles", "rules"):
+        shutil.copytree(REPOSITORY / name, path / name)
+    (path / "workflow").symlink_to(REPOSITORY / "workflow")
+    return path
+
+
 def copy_of(root: Path, path: Path) -> Path:
     """Copy a workspace as it is, with the times of its files, to change the copy."""
     return shutil.copytree(root, path, symlinks=True)

@@ -7,7 +7,6 @@ that it is taken to know, so that all of them look back; LLaVA learns two by the
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 from palimpsest.config import Study, load
 from palimpsest.data.shards import read_examples
 from palimpsest.files import read_json
-from runs import NOTHING, REPOSITORY, run, write
+from runs import NOTHING, REPOSITORY, cloned, run, write
 
 COMMAND = ["snakemake", "--profile", "profiles/local", "--cores", "2"]
 KNOWN, LEARNT = ("mini-cit-okvqa", "mini-cit-textcaps"), "mini-cit-gqa"
@@ -31,11 +30,7 @@ TWICE = f"{LLAVA}/{LEARNT}/mini-cit-okvqa"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A clone in which the setting that starts from known tasks has been run, cut short."""
-    root = tmp_path_factory.mktemp("cit")
-    shutil.copy(REPOSITORY / "Snakefile", root)
-    for name in ("config", "profiles", "rules"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    (root / "workflow").symlink_to(REPOSITORY / "workflow")
+    root = cloned(tmp_path_factory.mktemp("cit"))
     short = {
         "extends": "cit-miniature-warm",
         "initial": list(KNOWN),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 
 import pandas as pd
 import pytest
 
 from palimpsest.files import read_json
-from runs import NOTHING, REPOSITORY, change, run, write
+from runs import NOTHING, change, cloned, run, write
 
 COMMAND = ["snakemake", "--profile", "profiles/local", "--cores", "2"]
 LLAVA, OTHERS = "miniature-llava", ("miniature-qwen-vl", "miniature-minigpt-v2")
@@ -32,11 +31,7 @@ MEASURES = ("metric", "as-published", "miniature-judge")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A clone in which the miniature study has been run, by the command of docs/coin.md."""
-    root = tmp_path_factory.mktemp("coin")
-    shutil.copy(REPOSITORY / "Snakefile", root)
-    for name in ("config", "profiles", "rules"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    (root / "workflow").symlink_to(REPOSITORY / "workflow")
+    root = cloned(tmp_path_factory.mktemp("coin"))
     beside = {"as-published": {f"{LLAVA} {METHODS[0]} coin": "R1"}}
     change(
         root, "coin-miniature", models=[LLAVA], methods=list(METHODS[:1]), published__beside=beside

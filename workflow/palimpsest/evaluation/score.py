@@ -52,8 +52,7 @@ def score_cell(
     ids = examples.ids
     answers = [predictions[id] for id in ids]
     scores = list(score_all(answers, examples, scorer))
-    known = [score for score in scores if not math.isnan(score)]
-    left_out = len(scores) - len(known)
+    value, left_out = percent_known(scores)
     outcomes = [
         {"id": id, "score": score, "right_kind": is_of_right_kind(answer, answer_format)}
         for id, answer, score in zip(ids, answers, scores, strict=True)
@@ -65,7 +64,7 @@ def score_cell(
             "task": cell.name,
             "metric": scorer[0],
             "version": metrics.metric(scorer[0]).VERSION,
-            "value": percent(known) if known else None,
+            "value": value,
             "n": len(outcomes),
             **({"unparsable": left_out} if left_out else {}),
             "right_kind": percent([o["right_kind"] for o in outcomes]),
@@ -109,6 +108,12 @@ def _scored(e: Example) -> Scored:
 def percent(values: list[float]) -> float:
     """Return the mean x 100."""
     return 100 * sum(values) / len(values)
+
+
+def percent_known(scores: list[float]) -> tuple[float | None, int]:
+    """Return the mean x 100 of the scores that are not NaN, if there are any, and how many are."""
+    known = [score for score in scores if not math.isnan(score)]
+    return percent(known) if known else None, len(scores) - len(known)
 
 
 def read_predictions(cell: Path, stage_fingerprint: str, examples: Shards) -> dict[str, str]:

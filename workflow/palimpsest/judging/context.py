@@ -33,7 +33,13 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from palimpsest.config import Judge, Task, TextEncoder
 from palimpsest.data.example import Example
 from palimpsest.data.shards import Shards
-from palimpsest.evaluation.score import is_of_right_kind, percent, read_predictions, write_scores
+from palimpsest.evaluation.score import (
+    is_of_right_kind,
+    percent,
+    percent_known,
+    read_predictions,
+    write_scores,
+)
 from palimpsest.metrics import core_refusal, refusal
 from palimpsest.models.lmm import source
 
@@ -132,16 +138,16 @@ def judge_cell(
         }
         for e in asked
     ]
-    scores = [row["score"] for row in outcomes if not math.isnan(row["score"])]
+    value, left_out = percent_known([row["score"] for row in outcomes])
     content = {
         "task": cell.name,
         "metric": name,
         "version": f"{VERSION}-{judge.fingerprint[:8]}/{judge.protocol}",
-        "value": percent(scores) if scores else None,
+        "value": value,
         "n": len(outcomes),
         "right_kind": percent([row["right_kind"] for row in outcomes]),
         "stage_fingerprint": stage_fingerprint,
-        "unparsable": len(outcomes) - len(scores),
+        "unparsable": left_out,
         "judge_fingerprint": judge.fingerprint,
         "wording": wording.get("from"),
     }

@@ -21,16 +21,17 @@ def identity(stage: Stage) -> dict[str, Any]:
     model = load(Model, stage.model)
     if stage.parent is None:
         return {"model": model.science()}
+    method = method_of(stage)
     decisive = {
         "lineage": str(stage.lineage),
         "seed": stage.seed,
         "model": model.science(),
-        "method": method_of(stage).science(),
+        "method": method.science(),
         "benchmark": load(Benchmark, stage.benchmark).science(),
         "tasks": {task: load(Task, task).science() for task in stage.lineage.last},
         "parent": stage_fingerprint(stage.parent),
     }
-    if method_of(stage).router or method_of(stage).compares_tasks:
+    if method.router or method.compares_tasks:
         decisive["comparing"] = model.comparing
     if initial := initial_of(stage):  # a list: the order counts
         decisive["history"] = [[task, load(Task, task).science()] for task in initial]
@@ -52,11 +53,11 @@ def initial_of(stage: Stage) -> tuple[str, ...]:
     A method looks back if it has a regulariser, rehearsal or a router; what they need of these
     tasks (importances, examples, keys) they hand on to the stages after it.
     """
-    if len(stage.lineage.steps) != 1:
+    initial = load(Benchmark, stage.benchmark).initial
+    if not initial or len(stage.lineage.steps) != 1:
         return ()
     method = method_of(stage)
-    looks_back = method.regulariser or method.rehearsal or method.router
-    return load(Benchmark, stage.benchmark).initial if looks_back else ()
+    return initial if method.regulariser or method.rehearsal or method.router else ()
 
 
 def method_of(stage: Stage) -> Method:

@@ -60,9 +60,9 @@ class Phases:
             self.router = Keys(method.router, {} if self.is_first else load_file(parent / ROUTER))
 
     @property
-    def is_protected(self) -> bool:
-        """Whether there is something that the regulariser protects in this stage."""
-        return self.regulariser is not None and bool(self.history)
+    def protector(self) -> regulariser.Regulariser | None:
+        """The regulariser, if there is something that it protects in this stage."""
+        return self.regulariser if self.history else None
 
     @property
     def weighs(self) -> bool:
@@ -71,16 +71,15 @@ class Phases:
 
     def before(self, sharded: bool) -> None:
         """Take the phases before the steps, while the model is plain; later it may be `sharded`."""
-        new = (*self.history, self.stage.lineage.last) if self.is_first else ()
-        if self.weighs and new[:-1]:
+        initial = self.history if self.is_first else ()
+        if self.weighs and initial:
             self.regulariser.state = self.resume.once("importance-initial", self._initially)
         if self.router:
-            self.router.state = self.resume.once(
-                "keys", lambda: self._keys(new or [self.stage.lineage.last])
-            )
-        if self.is_protected:
+            new = (*initial, self.stage.lineage.last)
+            self.router.state = self.resume.once("keys", lambda: self._keys(new))
+        if self.protector:
             module = deepcopy(self.lmm.module) if sharded else self.lmm.module
-            self.regulariser.begin(module, self._similarities())
+            self.protector.begin(module, self._similarities())
 
     def after(self, lmm: LMM, weights: Mapping[str, Tensor]) -> None:
         """Take the phase after the steps; `weights` are what has been learnt, by name."""

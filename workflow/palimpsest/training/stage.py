@@ -89,8 +89,8 @@ class _StageRun:
         """Take the phases and steps that are left; return the exit code."""
         self.lmm.module.to(self.world.device)
         phases = Phases(self.stage, self.results, self.method, self.lmm, self.world, self.resume)
-        longest, protects = max(self.lengths), phases.regulariser if phases.is_protected else None
-        self._say(memory.estimate(self.lmm, self.model, self.world, longest, protects))
+        longest, protector = max(self.lengths), phases.protector
+        self._say(memory.estimate(self.lmm, self.model, self.world, longest, protector))
         phases.before(sharded=self.model.zero_stage == 3)
         if not self._learn(phases, stopped):
             zero.leave()
@@ -107,9 +107,8 @@ class _StageRun:
     def _learn(self, phases: Phases, stopped: Callable[[], str | None]) -> bool:
         """Take the steps that are left; return whether it was not stopped before the end."""
         num_steps = self.curriculum.num_steps
-        regulariser = phases.regulariser if phases.is_protected else None
         factor = loop.schedule(self.method.training, num_steps)
-        objective = loop.AnswerLoss(self.lmm.module, regulariser)
+        objective = loop.AnswerLoss(self.lmm.module, phases.protector)
         engine = zero.start(objective, self.model, self.method, self.world, factor)
         first = self._resumed(engine)
         progress = self._progress(first) if self.world.rank == 0 else None
@@ -118,7 +117,7 @@ class _StageRun:
         steps = loop.steps(engine, loader, self.world, self._noise, asked, first, num_steps)
         for step in steps:
             if progress:
-                penalty = {"penalty": step.penalty} if regulariser else {}
+                penalty = {"penalty": step.penalty} if phases.protector else {}
                 rate = self.method.training.learning_rate * factor(step.done - 1)
                 progress.step(step.done, step.tokens, loss=step.loss, **penalty, learning_rate=rate)
             if step.done == num_steps and not phases.weighs:

@@ -12,3 +12,20 @@ and may have
     survey(source, root) -> a Finding for each thing that it looks for
     notes(source, root) -> what else the manifest says of how the records were read
 """
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def typed(kind: type[S], source: dict[str, Any], reader: str) -> S:
+    """Return a task's source with its types; ValueError names the reader and what is wrong."""
+    try:
+        return kind.model_validate(source)
+    except ValidationError as errors:
+        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
+        raise ValueError(f"reader {reader!r}: source: {'; '.join(found)}") from None

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.data.example import Example, Rejected, Turn
 from palimpsest.data.fields import listing, mapping, spoken, string
 from palimpsest.data.json_array import elements
 from palimpsest.data.picture_files import Bad, Pictures
+from palimpsest.data.readers import typed
 from palimpsest.data.survey import Finding, look
 from palimpsest.files import read_json
 
@@ -195,11 +196,7 @@ def files(source: dict[str, Any]) -> dict[str, str]:
 
 def check(source: dict[str, Any]) -> Source:
     """Return a task's source with its types; ValueError names what is wrong."""
-    try:
-        checked = Source.model_validate(source)
-    except ValidationError as errors:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
-        raise ValueError(f"reader 'choices': source: {'; '.join(found)}") from None
+    checked = typed(Source, source, "choices")
     if checked.kind not in KINDS:
         raise ValueError(
             f"reader 'choices': source.kind is {checked.kind!r}; there are {', '.join(KINDS)}"

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from palimpsest.data.example import Example, Rejected, Turn
 from palimpsest.data.fields import listing, mapping, optional, string
 from palimpsest.data.json_array import elements
 from palimpsest.data.picture_files import Bad, Pictures
+from palimpsest.data.readers import typed
 from palimpsest.data.survey import Finding, look
 from palimpsest.files import read_json
 
@@ -74,11 +75,7 @@ def files(source: dict[str, Any]) -> dict[str, str]:
 
 def check(source: dict[str, Any]) -> Source:
     """Return a task's source with its types; ValueError names what is wrong."""
-    try:
-        checked = Source.model_validate(source)
-    except ValidationError as errors:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
-        raise ValueError(f"reader 'coin': source: {'; '.join(found)}") from None
+    checked = typed(Source, source, "coin")
     if set(checked.official) != set(needed := OFFICIAL.get(checked.kind, ())):
         raise ValueError(
             f"reader 'coin': source.official of kind {checked.kind!r} names "

@@ -24,12 +24,13 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from palimpsest.data.example import Example, Rejected, Turn
 from palimpsest.data.fields import listing, mapping, spoken, string
 from palimpsest.data.json_array import elements, members
 from palimpsest.data.picture_files import Bad, Pictures
+from palimpsest.data.readers import typed
 from palimpsest.data.survey import Finding, look
 
 ANSWERS = 10  # people who answered a question
@@ -346,11 +347,7 @@ def files(source: dict[str, Any]) -> dict[str, str]:
 
 def check(source: dict[str, Any]) -> Source:
     """Return a task's source with its types; ValueError names what is wrong."""
-    try:
-        checked = Source.model_validate(source)
-    except ValidationError as errors:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
-        raise ValueError(f"reader 'official': source: {'; '.join(found)}") from None
+    checked = typed(Source, source, "official")
     if checked.kind not in KINDS:
         raise ValueError(
             f"reader 'official': source.kind is {checked.kind!r}; there are {', '.join(KINDS)}"

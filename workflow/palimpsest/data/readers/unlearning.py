@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.data.example import Example, Rejected, Turn, lot
 from palimpsest.data.fields import mapping, string
 from palimpsest.data.json_array import elements
 from palimpsest.data.picture_files import Bad, Pictures
+from palimpsest.data.readers import typed
 from palimpsest.data.survey import Finding, look
 from palimpsest.data.wording import CLASSIFICATION, OURS, drawn, read_wording
 from palimpsest.files import sha256
@@ -254,11 +255,7 @@ def notes(source: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def check(source: dict[str, Any]) -> Source:
     """Return a task's source with its types; ValueError names what is wrong."""
-    try:
-        checked = Source.model_validate(source)
-    except ValidationError as errors:
-        found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors.errors()]
-        raise ValueError(f"reader 'unlearning': source: {'; '.join(found)}") from None
+    checked = typed(Source, source, "unlearning")
     if checked.kept and checked.kind == "safeeraser":
         raise ValueError("reader 'unlearning': source.kept is of kind 'imagenet-r' only; remove it")
     if both := set(checked.keywords) & set(checked.kept):
