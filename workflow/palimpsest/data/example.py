@@ -31,6 +31,7 @@ class Example:
     image_size: tuple[int, int] | None = None  # width, height in pixels
     combination: str = ""  # of unlearning: HH, HU, UH, UU; picture and text, harmful or not
     category: str = ""  # of unlearning: whose refusals fit
+    keyword: str = ""  # of unlearning: what the picture is about, as its publisher calls it
 
     def with_prompt(self, template: str) -> Example:
         """Return the example with every question put in place of a template's `{question}`."""

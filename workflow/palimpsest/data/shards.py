@@ -18,7 +18,7 @@ import pyarrow as pa
 from palimpsest.data.example import Example, Rejected, Turn, lot
 from palimpsest.files import read_json, sha256, whole_file, write_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("image_size", pa.list_(pa.int32())),
         ("combination", pa.string()),
         ("category", pa.string()),
+        ("keyword", pa.string()),
     ]
 )
 SHARD_BYTES = 256 * 2**20
@@ -170,6 +171,7 @@ def to_example(row: dict[str, Any]) -> Example:
         image_size=tuple(row["image_size"]) if row["image_size"] is not None else None,
         combination=row["combination"],
         category=row["category"],
+        keyword=row["keyword"],
     )
 
 

@@ -96,9 +96,13 @@ class Form:
         raise NotImplementedError
 
     def asked(
-        self, part: Part, picture: str, question: str, category: str, reference: str
+        self, part: Part, picture: str, question: str, group: tuple[str, str], reference: str
     ) -> Example:
-        """Return the example of a question; `reference` is the answer if it is to be answered."""
+        """Return the example of a question about something of a `group`: its category and keyword.
+
+        `reference` is the answer if it is to be answered.
+        """
+        category, keyword = group
         if category not in self.wording.refusals:
             known = ", ".join(self.wording.refusals)
             raise Bad(f"there are no refusals of category {category!r}, but of {known}")
@@ -112,6 +116,7 @@ class Form:
             image_size=size,
             combination=part.combination,
             category=category,
+            keyword=keyword,
         )
 
     def survey(self) -> Iterator[Finding]:
@@ -146,7 +151,7 @@ class SafeEraser(Form):
 
     def example(self, record: Any, part: Part) -> Example:
         picture, text = part.combination
-        string(mapping(record), "keyword")
+        keyword = string(mapping(record), "keyword")
         if not isinstance(part.pair, dict):
             raise Bad(f"there is no {part.key!r}")
         known = part.pair.get(KNOWN.get(part.combination))
@@ -154,7 +159,7 @@ class SafeEraser(Form):
             part,
             string(record, PICTURES[picture]),
             string(part.pair, QUESTIONS[text]),
-            string(record, "category"),
+            (string(record, "category"), keyword),
             known if isinstance(known, str) and known.strip() else ANY,
         )
 
@@ -207,7 +212,7 @@ class ImageNetR(Form):
         questions = self.wording.questions if asks else self.wording.harmless
         question = drawn(questions, f"{part.id}/question")
         reference = name.replace("_", " ") if asks else ANY
-        return self.asked(part, picture, question, CLASSIFICATION, reference)
+        return self.asked(part, picture, question, (CLASSIFICATION, name), reference)
 
     def survey(self) -> Iterator[Finding]:
         for split in COMBINATIONS:
