@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from miniatures import converted
 from palimpsest.config import Benchmark, Download, Task, load
 from palimpsest.data import json_array
-from palimpsest.data.convert import convert
 from palimpsest.data.example import Example, Rejected, Turn
 from palimpsest.data.json_array import elements
 from palimpsest.data.miniatures.coin import generate
@@ -32,11 +32,7 @@ def miniature(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     generate(root / "downloads" / "coin-miniature")
     for name in TASKS:
-        task = load(Task, name)
-        convert(
-            name, reader=task.reader, source=task.source, prompt=task.prompt, about={},
-            most_rejected=task.most_rejected, out=root / "data" / name, root=root / "downloads",
-        )  # fmt: skip
+        converted(name, root)
     return root
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from miniatures import converted
 from palimpsest.check import check
 from palimpsest.config import Benchmark, Download, Task, load
-from palimpsest.data.convert import convert
 from palimpsest.data.example import Example, Rejected
 from palimpsest.data.miniatures.unlearning import CATEGORIES, generate
 from palimpsest.data.readers import choices, unlearning
@@ -27,6 +27,7 @@ FULL = load(Benchmark, "unlearning").tasks
 ERASED = load(Benchmark, "unlearning-miniature").tasks
 ASKED = ("mini-mmbench", "mini-seed-bench", "mini-scienceqa-test")
 RECORDS = 5  # fewer than in the download: the test is the same
+MOST_REJECTED = 0.2  # of which the bad ones are more
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def miniature(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     generate(root / "downloads" / "unlearning-miniature", records=RECORDS)
     for name in (*ERASED, *ASKED):
-        converted(name, root)
+        converted(name, root, MOST_REJECTED)
     return root
 
 
@@ -44,14 +45,6 @@ def tree(miniature, tmp_path):
     """A copy of the miniature's downloads, to be changed."""
     shutil.copytree(miniature / "downloads", tmp_path / "downloads")
     return tmp_path
-
-
-def converted(name, root):
-    task = load(Task, name)
-    return convert(
-        name, reader=task.reader, source=task.source, prompt=task.prompt, about={},
-        most_rejected=0.2, out=root / "data" / name, root=root / "downloads",
-    )  # fmt: skip
 
 
 def examples(root, name, split="test"):
@@ -156,7 +149,7 @@ def test_pictures_that_somebody_has_parted_stay_parted(tree):
             place = folder / ("test" if number < 2 else "train") / synset / picture.name
             place.parent.mkdir(parents=True, exist_ok=True)
             picture.rename(place)
-    manifest = converted("mini-erase-3", tree)
+    manifest = converted("mini-erase-3", tree, MOST_REJECTED)
     assert manifest["parted"] == "as found"
     found = examples(tree, "mini-erase-3")
     assert len(found) == 2 * 2 * 2
@@ -165,7 +158,7 @@ def test_pictures_that_somebody_has_parted_stay_parted(tree):
 
 def test_a_second_conversion_is_the_same(tree, miniature):
     for name in ("mini-erase-0", "mini-erase-2"):
-        converted(name, tree)
+        converted(name, tree, MOST_REJECTED)
         for split in ("train", "test"):
             assert examples(tree, name, split) == examples(miniature, name, split)
 
@@ -180,7 +173,7 @@ def test_the_manifest_says_whose_wording_it_is(miniature, tree):
     assert len(told["sha256"]) == 64
     assert set(told["refusals"]) == {*CATEGORIES, CLASSIFICATION}
     wording(tree).unlink()
-    told = converted("mini-erase-2", tree)["wording"]
+    told = converted("mini-erase-2", tree, MOST_REJECTED)["wording"]
     assert told == {"from": "Palimpsest", "sha256": None, "refusals": OURS.refusals}
 
 

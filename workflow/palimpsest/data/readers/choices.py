@@ -17,6 +17,7 @@ import base64
 import csv
 import io
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -50,7 +51,7 @@ class Source(BaseModel):
     expected: int | str  # questions; "about 12000" if not certain
 
 
-class Choices:
+class Choices(ABC):
     """Questions in a publisher's format: which there are, and what is in one."""
 
     ROLES: tuple[str, ...] = ("questions",)  # the first file has the records
@@ -60,21 +61,21 @@ class Choices:
         self.files = {role: root / path for role, path in source.files.items()}
         self.pictures = Pictures({"": source.pictures} if source.pictures else {}, root)
 
+    @abstractmethod
     def records(self, path: Path) -> Iterator[Any]:
         """Yield the records of the first file, those that are not asked too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def elsewhere(self, record: dict) -> bool:
         """Return whether a record is of another kind than those that are asked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def picture(self, record: Any) -> str | None:
         """Return the name of a record's picture, if it has a file; Bad if there is no telling."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, record: dict) -> Example:
         """Return the example of a record; Bad if it is none."""
-        raise NotImplementedError
 
     def choice(
         self, id: str, record: dict, options: tuple[str, ...], letter: str, image: bytes

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ class Source(BaseModel):
     expected: dict[Split, int | str]  # records; "about 12000" if not certain
 
 
-class Format:
+class Format(ABC):
     """Records of one split in a publisher's format: which there are, and what is in one."""
 
     ROLES: tuple[str, ...] = ("questions",)  # the first file has the records
@@ -69,7 +70,7 @@ class Format:
         """Return the files that a source has to name for each split."""
         return cls.ROLES
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027: most kinds have no other file
         """Read what other files than that of the records say; ValueError if one is damaged."""
 
     def records(self, path: Path) -> Iterator[Any]:
@@ -81,13 +82,13 @@ class Format:
         said = record.get("split") if isinstance(record, dict) else None
         return str(said) in self.SPLITS and str(said) != self.official
 
+    @abstractmethod
     def picture(self, record: Any) -> str:
         """Return the name of a record's picture; Bad if there is no telling."""
-        raise NotImplementedError
 
+    @abstractmethod
     def examples(self, record: dict) -> Iterator[Example]:
         """Yield the examples of a record; Bad if it is none."""
-        raise NotImplementedError
 
     def example(self, record: dict, id: str, answer: str, **more: Any) -> Example:
         """Return the example of a question and an answer to be learnt."""

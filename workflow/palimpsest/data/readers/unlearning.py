@@ -18,6 +18,7 @@ task early, with the border collies.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class Part:
     key: str = ""  # of SafeEraser: where the pair stands
 
 
-class Form:
+class Form(ABC):
     """Records of a publisher's format: what they are, and what is asked about each."""
 
     def __init__(self, source: Source, root: Path) -> None:
@@ -79,21 +80,21 @@ class Form:
         self.pictures = Pictures({"": source.folder}, root)
         self.wording = read_wording(root / source.wording)
 
+    @abstractmethod
     def file(self, split: Split) -> Path:
         """Return the file, or folder, that a split's records are in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def records(self, split: Split) -> Iterator[Any]:
         """Yield the records of a split, those of other tasks too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, number: int, record: Any, split: Split) -> Iterator[Part]:
         """Yield what a record makes examples of: nothing, if it is of another task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, record: Any, part: Part) -> Example:
         """Return an example; Bad if the record does not make it."""
-        raise NotImplementedError
 
     def asked(
         self, part: Part, picture: str, question: str, group: tuple[str, str], reference: str
@@ -119,9 +120,9 @@ class Form:
             keyword=keyword,
         )
 
+    @abstractmethod
     def survey(self) -> Iterator[Finding]:
         """Yield what is there of the records and their pictures."""
-        raise NotImplementedError
 
 
 class SafeEraser(Form):
