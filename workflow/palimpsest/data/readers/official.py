@@ -70,7 +70,7 @@ class Format(ABC):
         """Return the files that a source has to name for each split."""
         return cls.ROLES
 
-    def load(self) -> None:  # noqa: B027: most kinds have no other file
+    def load(self) -> None:  # noqa: B027
         """Read what other files than that of the records say; ValueError if one is damaged."""
 
     def records(self, path: Path) -> Iterator[Any]:
