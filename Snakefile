@@ -34,6 +34,9 @@ include: "rules/report.smk"  # scores -> tables, figures, page
 onstart:
     shell("palimpsest plan {STUDY.name}")
     LEFT.take_over(RESULTS)
+    # While it limits their rate, Snakemake 9.27 looks for jobs to start once a second more for every
+    # job that has ended: after some hundreds it does little else.
+    workflow.scheduler.job_rate_limiter = None
 
 
 onerror:
