@@ -7,8 +7,9 @@ from pathlib import Path
 
 from palimpsest.attempts import Attempts
 from palimpsest.config import (
-    AS_PUBLISHED,
+    FIDELITY,
     METRIC,
+    RULES,
     Download,
     Judge,
     JudgeResources,
@@ -18,13 +19,14 @@ from palimpsest.config import (
 )
 from palimpsest.embeddings import fingerprints
 from palimpsest.files import fingerprint
-from palimpsest.judging import parsing
+from palimpsest.judging.version import of_work
 from palimpsest.launch import DECIDED, job_resources
 from palimpsest.leftovers import Leftovers, hold_directory, left_in_queue
 from palimpsest.lineage import TASK_NAME, Stage
 from palimpsest.metrics import metric
 from palimpsest.study import (
     RESULTS,
+    fetched,
     history,
     initial_of,
     manner_of,
@@ -48,19 +50,22 @@ except ValueError as error:
     raise WorkflowError(f"{error}\nNothing was run, changed or removed.") from None
 
 EVALUATION = STUDY.study.evaluation
-BY_RULE = [name for name in STUDY.study.measures if name in (METRIC, AS_PUBLISHED)]
+BY_RULE = [name for name in STUDY.study.measures if name in RULES]
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
-ASSEMBLED = [name for name in STUDY.study.models if load(Model, name).parts]
+ASSEMBLED = [name for name in STUDY.models if load(Model, name).parts]
+EXPORTED = [name for name in STUDY.models if load(Model, name).exported]
 # What a command is told of how cells are computed.
 HOW = f"--split {EVALUATION.split} --generation {EVALUATION.generation}" + (
     f" --sample {EVALUATION.sample}" if EVALUATION.sample else ""
 )
 # Which cells a job serves: all of a stage, or the one that the wildcard names.
 CELLS = STUDY.tasks if EVALUATION.fan_out == "stage" else ["{task}"]
+EMBEDDED = STUDY.known if EVALUATION.fan_out == "stage" else ["{task}"]
 ONE_CELL = "" if EVALUATION.fan_out == "stage" else "-{task}"
 ON_TASK = "" if EVALUATION.fan_out == "stage" else " on {wildcards.task}"
 
 DOWNLOAD = "results/downloads/{download}/download.json"
+WEIGHTS = "results/models/{model}/config.json"
 MANIFEST = "results/data/{task}/manifest.json"
 EMBEDDING = "results/embeddings/{model}/{task}.safetensors"
 RECORD = "results/stages/{stage}/stage/stage.json"
@@ -125,6 +130,11 @@ def learnt_data(wildcards):
     return expand(MANIFEST, task=[*initial_of(stage), *stage.lineage.last])
 
 
+def concepts(wildcards):
+    """The concepts by which a stage's method knows what is to be refused, if they are fetched."""
+    return expand(DOWNLOAD, download=fetched(method_of(Stage.parse(wildcards.stage))))
+
+
 def compared_embeddings(wildcards):
     """The embeddings of a stage's tasks and of the earlier ones, where its method compares them."""
     stage = Stage.parse(wildcards.stage)
@@ -137,6 +147,13 @@ def compared_embeddings(wildcards):
 def tasks_of(wildcards):
     """The tasks that a job serves: the one that its wildcard names, or all."""
     return [wildcards.task] if "task" in wildcards.keys() else STUDY.tasks
+
+
+def answers_of_base(wildcards):
+    """What the base model says to the same questions, where answers are compared with its own."""
+    base = Stage.parse(wildcards.stage).base
+    tasks = tasks_of(wildcards) if FIDELITY in BY_RULE else []
+    return expand(f"{CELL}/predictions.parquet", stage=str(base), task=tasks)
 
 
 def scoring(wildcards):
@@ -158,12 +175,13 @@ def manner(wildcards):
 def weights(wildcards):
     """The weights of a job's model, if they are made here."""
     name = model_of(wildcards)
-    return f"results/models/{name}/config.json" if name in ASSEMBLED else []
+    return WEIGHTS.format(model=name) if load(Model, name).is_made else []
 
 
 def embedded(wildcards):
     """Of what a job makes embeddings; a change makes them anew."""
-    return [fingerprints(wildcards.model, task) for task in tasks_of(wildcards)]
+    tasks = [wildcards.task] if "task" in wildcards.keys() else STUDY.known
+    return [fingerprints(wildcards.model, task) for task in tasks]
 
 
 def judge_of(wildcards):

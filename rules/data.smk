@@ -34,4 +34,4 @@ rule chance:
 
 rule data_all:
     input:
-        expand(MANIFEST, task=STUDY.tasks),
+        expand(MANIFEST, task=STUDY.data),

@@ -30,6 +30,7 @@ rule evaluate:
 rule score:
     input:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
+        answers_of_base,
     output:
         expand(
             f"{CELL}/{{measure}}/{{file}}",

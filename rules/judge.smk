@@ -27,7 +27,7 @@ rule judge:
     params:
         tasks=CELLS,
         how=HOW,
-        judge=lambda wildcards: f"{parsing.VERSION}-{judge_of(wildcards).fingerprint}",
+        judge=lambda wildcards: f"{of_work(judge_of(wildcards))}-{judge_of(wildcards).fingerprint}",
         kinds=lambda wildcards: [load(Task, task).answer_format for task in tasks_of(wildcards)],
     message:
         f"judge {{wildcards.stage}} by {{wildcards.judge}}{ON_TASK}"

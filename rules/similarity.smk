@@ -1,10 +1,10 @@
 # What tasks are to a model before it learns any: their similarity is computed from it.
 rule embed:
     input:
-        data=expand(MANIFEST, task=CELLS),
+        data=expand(MANIFEST, task=EMBEDDED),
         weights=weights,
     output:
-        expand(EMBEDDING, task=CELLS, allow_missing=True),
+        expand(EMBEDDING, task=EMBEDDED, allow_missing=True),
     log:
         f"results/logs/embeddings/{{model}}/embed{ONE_CELL}.log",
     threads: lambda wildcards: resources_of(wildcards).threads
@@ -14,7 +14,7 @@ rule embed:
         nodes=1,
         gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
     params:
-        tasks=CELLS,
+        tasks=EMBEDDED,
         embedded=embedded,
     message:
         f"embed{ON_TASK.replace(' on', '')} by {{wildcards.model}}"
@@ -24,6 +24,6 @@ rule embed:
 
 rule embed_all:
     input:
-        expand(EMBEDDING, model=STUDY.study.models, task=STUDY.tasks)
+        expand(EMBEDDING, model=STUDY.study.models, task=STUDY.known)
         if STUDY.study.similarity
         else [],

@@ -8,6 +8,7 @@ rule train:
         # Made anew for more tasks they are the same: their fingerprints say so, their times do not.
         compared=ancient(compared_embeddings),
         weights=weights,
+        concepts=concepts,
     output:
         record=RECORD,
     log:

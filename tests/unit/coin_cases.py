@@ -1,6 +1,6 @@
 """The cases of coin_cases.yaml and refusal_cases.yaml, and the tables that show them.
 
-`python tests/unit/coin_cases.py` writes the tables of docs/metrics.md anew.
+`python tests/unit/coin_cases.py` writes the tables of docs/metrics.md and docs/unlearning.md anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from palimpsest.metrics import Scored
 
 HERE = Path(__file__).parent
 FILES = ("coin_cases.yaml", "refusal_cases.yaml")
-DOCS = HERE.parents[1] / "docs/metrics.md"
+DOCS = HERE.parents[1] / "docs"
 MARK = "<!-- Below: written by `python tests/unit/coin_cases.py` from its files of cases. -->\n"
 
 
@@ -50,6 +50,20 @@ def sections() -> list[Section]:
 def tables() -> str:
     """Return what stands below the mark in docs/metrics.md."""
     return "\n".join(line for section in sections() for line in _table(section))
+
+
+def loose() -> str:
+    """Return what stands below the mark in docs/unlearning.md: where the two readings differ."""
+    (refusals,) = (section for section in sections() if section.published == "core_refusal")
+    cases = [case for case in refusals.cases if case.scores[0] != case.scores[1]]
+    rows = (_row(case) for case in cases)
+    return "\n".join(
+        [
+            "\n| what it shows | answer | asked | as published | corrected |",
+            "| --- | --- | --- | --- | --- |",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
 
 
 def _section(example: dict, cases: list[dict], **names) -> Section:
@@ -93,6 +107,9 @@ def _reference(example: Scored) -> str:
     return ", ".join(answers) + (f" in {picture}" if picture else "") + example.combination
 
 
+PAGES = {"metrics.md": tables, "unlearning.md": loose}
+
 if __name__ == "__main__":
-    text = DOCS.read_text()
-    DOCS.write_text(text[: text.index(MARK)] + MARK + tables() + "\n")
+    for page, made in PAGES.items():
+        text = (DOCS / page).read_text()
+        (DOCS / page).write_text(text[: text.index(MARK)] + MARK + made() + "\n")

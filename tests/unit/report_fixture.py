@@ -143,10 +143,13 @@ def write_cell(path: Path, task: str, right_N, kind_rate: float, stage: int = -1
     write_scores(path, spec[3], ids, right_N.astype(float), kind)
 
 
-def write_scores(path: Path, metric: str, ids: list[str], score_N, kind_N) -> None:
+def write_scores(
+    path: Path, metric: str, ids: list[str], score_N, kind_N, combination_N=None
+) -> None:
     """Write the two files of a measure's directory; a score that is NaN was no number."""
     path.mkdir(parents=True, exist_ok=True)
     outcome = {"id": ids, "score": score_N, "right_kind": kind_N}
+    outcome |= {"combination": combination_N} if combination_N else {}
     pq.write_table(pa.table(outcome), path / "outcomes.parquet")
     parsed_N = score_N[np.isfinite(score_N)]
     scores = {

@@ -75,12 +75,16 @@ def test_what_is_there_is_counted(results):
 
 def test_what_is_converted_is_said(results):
     task = load(Task, name := "mini-gqa")
-    convert(
-        name, reader=task.reader, source=task.source, prompt=task.prompt, about={},
-        most_rejected=0.1, out=results / "data" / name, root=results / "downloads",
-    )  # fmt: skip
-    found = section(check("coin-miniature", results), "gqa")
-    assert "converted       train 24 (+ 1 rejected), test 24 (+ 0 rejected)" in found
+    told = {task.fingerprint: "train 24 (+ 1 rejected), test 24 (+ 0 rejected)"}
+    for fingerprint in (task.fingerprint, "of another config"):
+        convert(
+            name, reader=task.reader, source=task.source, prompt=task.prompt,
+            about={"task_fingerprint": fingerprint}, most_rejected=0.1,
+            out=results / "data" / name, root=results / "downloads",
+        )  # fmt: skip
+        found = section(check("coin-miniature", results), "gqa")
+        said = told.get(fingerprint, "from another config or wording: it is made anew")
+        assert f"converted       {said}" in found
 
 
 def damage(results, path, content=None):

@@ -39,8 +39,14 @@ WRONG = {
     "unknown key like none": (
         ("methods/lora", {"training__xyz": 3}),
         "config/methods/lora.yaml: training.xyz: unknown key. Allowed: batch, batches, betas, "
-        "epochs, gradient_clip, learning_rate, projector_learning_rate, schedule, warmup, "
-        "weight_decay",
+        "epochs, gradient_clip, learning_rate, projector_learning_rate, schedule, steps, "
+        "warmup, weight_decay",
+    ),
+    "no length of a stage": (
+        ("methods/lora", {"training__epochs": None}),
+        "config/methods/lora.yaml: training: found {'batch': 8, 'epochs': None, 'learning_rate': "
+        "0.001, 'schedule': 'cosine'}: a stage is as long as `epochs` or `steps` says: give one of "
+        "them",
     ),
     "unknown metric": (
         ("tasks/signs", {"metric": "exact-match"}),
@@ -90,7 +96,7 @@ WRONG = {
     "unknown adapter": (
         ("methods/lora", {"adapter__name": "lorra"}),
         "config/methods/lora.yaml: adapter.name: found 'lorra', did you mean 'lora'? "
-        "Allowed: lora, moelora, subset, projector",
+        "Allowed: lora, moelora, subset, projector, refusers",
     ),
     "adapter without a name": (
         ("methods/lora", {"adapter": {"rank": 3, "alpha": 1}}),

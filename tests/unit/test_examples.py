@@ -60,6 +60,15 @@ def samples(curriculum):
     return [curriculum[position].id for position in range(len(curriculum))]
 
 
+def test_a_stage_of_so_many_steps_is_as_long_whatever_its_examples():
+    settings = PLAIN.model_copy(
+        update={"training": PLAIN.training.model_copy(update={"epochs": None, "steps": 3})}
+    )
+    for num_examples in (5, 43):
+        curriculum = Curriculum(examples("new", num_examples), EMPTY, settings, 0, "a")
+        assert (curriculum.num_steps, len(curriculum)) == (3, 3 * BATCH)
+
+
 @pytest.mark.parametrize("epochs", [0.5, 1, 2, 1.7])
 def test_steps_and_samples(epochs):
     plain = method(epochs).model_copy(update={"rehearsal": None})

@@ -152,9 +152,10 @@ def results(warm):
     metric = {"signs": "cider", "count": "exact_match", "boxes": "exact_match"}
     write_cells(found, rows | {"boxes+count": JOINT}, metric)
     for task in found.tasks:
-        path = warm.root / "results" / "data" / task / "chance.json"
-        path.parent.mkdir(parents=True)
-        write_json(path, {"value": 5.0})
+        data = warm.root / "results" / "data" / task
+        data.mkdir(parents=True)
+        write_json(data / "manifest.json", {})
+        write_json(data / "chance.json", {"value": 5.0})
     (view,) = views(found)
     return read_results(view)
 

@@ -99,12 +99,13 @@ def test_scores_of_a_cell(cell, convert, task, protocol, column):
     expected = [answer[column] for answer in ANSWERS.values()]
     assert [row["id"] for row in rows] == list(ANSWERS)
     assert [row["score"] for row in rows] == pytest.approx(expected, nan_ok=True)
+    assert [row["combination"] for row in rows] == [answer[0] for answer in ANSWERS.values()]
     assert [row["reply"] for row in rows][:3] == ["Kitchenware", "Rainwear", ""]
     known = [score for score in expected if not math.isnan(score)]
     assert read_json(cell / "context" / "scores.json") == {
         "task": "erase",
         "metric": "context",
-        "version": f"1-{configured.fingerprint[:8]}/{protocol}",
+        "version": f"1.1-{configured.fingerprint[:8]}/{protocol}",
         "value": 100 * sum(known) / len(known),
         "n": 6,
         "right_kind": pytest.approx(500 / 6),
@@ -112,6 +113,10 @@ def test_scores_of_a_cell(cell, convert, task, protocol, column):
         "unparsable": 6 - len(known),
         "judge_fingerprint": configured.fingerprint,
         "wording": "Palimpsest",
+        "by_combination": {
+            "HH": {"value": 100 * sum(known) / len(known), "n": 5},
+            "HU": {"value": None, "n": 1},
+        },
     }
 
 

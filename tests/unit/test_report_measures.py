@@ -167,6 +167,7 @@ def test_a_reply_that_is_no_number_stays_out_and_is_counted(study):
     lora = results.sequential[0]
     assert lora.end("demo-digits") == pytest.approx(100 * np.nanmean(score))
     assert results.unparsable["demo-digits"] == (3 * 12, 30 * 12)  # base, 8, joint, two direct
+    assert results.notes[-1].startswith("Replies of the judge without a score, which stay out")
     assert "Digits 36 of 360" in results.notes[-1]
     frame = matrix_frame(results)
     assert set(frame["unparsable"]) == {3}
@@ -210,7 +211,7 @@ def test_replies_that_are_not_counted_are_refused(study, tmp_path):
     scores = json.loads(path.read_text())
     del scores["unparsable"]
     path.write_text(json.dumps(scores))
-    with pytest.raises(ValueError, match=r"counts 0 unparsable replies.*3 examples"):
+    with pytest.raises(ValueError, match=r"counts 0 examples as left out.*3 without"):
         read_results(view)
 
 
@@ -363,5 +364,5 @@ def test_a_matrix_that_does_not_fit_is_refused(study, tmp_path, order, matrix, c
 
 def test_the_measures_have_names_of_their_own():
     assert {name: measure.name for name, measure in MEASURES.items()} == {
-        "metric": "metric", "as-published": "as-published",
+        "metric": "metric", "as-published": "as-published", "fidelity": "fidelity",
     }  # fmt: skip

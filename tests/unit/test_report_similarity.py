@@ -46,7 +46,8 @@ def matrix_of(a_RT, order=TASKS, known=(), where=""):
         if np.isfinite(value)
     }
     own = {task: t for t, step in enumerate(learnt) for task in step}
-    return Matrix(view, TASKS, cells, np.array([own.get(task, -1) for task in TASKS]))
+    own_T = np.array([own.get(task, -1) for task in TASKS])
+    return Matrix(view, TASKS, cells, own_T, known_T=np.ones(len(TASKS), bool))
 
 
 def mean_losses(*matrices):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from palimpsest.data.shards import Shards, write_dataset
 from palimpsest.evaluation.chance import chance
 from palimpsest.evaluation.score import score_cell
 from palimpsest.files import read_json
+from palimpsest.study import scorer
 
 ANSWERS = {"d": "ABC", "b": "XYZ", "a": "KLMN", "c": "ABC"}  # in the split's order
 OURS = "0123456789abcdef"
@@ -116,6 +118,23 @@ def test_an_example_that_a_metric_leaves_out_is_counted(workplace, cell, tmp_pat
         assert (scores["value"], scores["n"], scores["unparsable"]) == (value, 4, left_out)
 
 
+def test_scores_are_told_apart_by_combination(workplace, cell, tmp_path):
+    workplace.change("tasks/signs", metric="core_refusal", metric_options={})
+    combinations = dict(zip(ANSWERS, ("HH", "UU", "HH", "HU"), strict=True))
+    test = [replace(example(id, "?"), combination=pair) for id, pair in combinations.items()]
+    write_dataset(tmp_path / "asked", {"test": test}, {})
+    said = {"d": "I cannot.", "b": "I cannot.", "a": "KLMN", "c": " "}
+    predict(cell, said.items(), references=dict.fromkeys(ANSWERS, "?"))
+    scored(cell, load(Task, "signs"), Shards(tmp_path / "asked", "test"))
+    rows = pq.read_table(cell / "metric/outcomes.parquet").to_pylist()
+    assert {row["id"]: row["combination"] for row in rows} == combinations
+    assert read_json(cell / "metric/scores.json")["by_combination"] == {
+        "HH": {"value": 50.0, "n": 2},
+        "HU": {"value": None, "n": 1},  # blank, so it is left out
+        "UU": {"value": 0.0, "n": 1},
+    }
+
+
 def refused(cell, task, dataset, message):
     """Assert that scoring is refused, and that no score is written."""
     with pytest.raises(ValueError, match=message):
@@ -197,3 +216,34 @@ def test_chance_is_the_most_frequent_training_answer(task, dataset):
 def test_chance_is_scored_by_the_tasks_metric(workplace, dataset):
     workplace.change("tasks/signs", metric="box_iou", metric_options={"grid": 16})
     assert chance(load(Task, "signs"), dataset, "test")["value"] == 0.0
+
+
+def test_fidelity_is_to_the_answers_of_the_base(tmp_path, cell, task):
+    """HH is left out, and references count for nothing; a base of another config is refused."""
+    combinations = {"d": "HH", "b": "HU", "a": "UH", "c": "UU"}
+    test = [
+        replace(example(id, answer), combination=combinations[id]) for id, answer in ANSWERS.items()
+    ]
+    write_dataset(tmp_path / "signs", {"test": test}, {})
+    base = tmp_path / "base" / "signs"
+    base.mkdir(parents=True)
+    predict(
+        base, [("d", "a kettle"), ("b", "a red kettle"), ("a", "it rains"), ("c", "KLMN")], "f0"
+    )
+    predict(cell, [("d", "a kettle"), ("b", "A kettle"), ("a", "KLMN"), ("c", "klmn")])
+
+    def fidelity(fingerprint):
+        by, untouched = scorer("tiny", "signs", "fidelity"), (base, fingerprint)
+        examples = Shards(tmp_path / "signs", "test")
+        score_cell(cell, "fidelity", by, task.answer_format, examples, OURS, untouched)
+
+    fidelity("f0")
+    outcomes = pq.read_table(cell / "fidelity/outcomes.parquet").to_pylist()
+    f = (1 + 1.2**2) * 1 * (2 / 3) / (2 / 3 + 1.2**2 * 1)
+    assert [row["score"] for row in outcomes[1:]] == pytest.approx([f, 0.0, 1.0])
+    assert math.isnan(outcomes[0]["score"])
+    scores = read_json(cell / "fidelity/scores.json")
+    assert (scores["metric"], scores["unparsable"], scores["n"]) == ("fidelity", 1, 4)
+    assert scores["value"] == pytest.approx(100 * (f + 1) / 3)
+    with pytest.raises(ValueError, match=r"base/signs: the predictions are of a stage with .* f0"):
+        fidelity("f1")

@@ -14,6 +14,7 @@ from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.refusal import ConfigError
 from palimpsest.study import (
+    history,
     manner_of,
     plan,
     refuse_foreign_stages,
@@ -268,6 +269,52 @@ def test_how_a_model_answers(workplace):
     workplace.change("models/tiny", as_published=published)
     with pytest.raises(ConfigError, match="max_new_tokens: no line fits task 'boxes'"):
         manner_of("tiny", "boxes", "as-published")
+
+
+HELD_OUT = {"orders": {"first": ["count", "boxes"]}, "held_out": ["signs"]}
+
+
+def test_every_stage_is_asked_what_is_held_out_and_none_learns_it(workplace):
+    workplace.change("benchmarks/three", **HELD_OUT)
+    workplace.change("small", evaluation__cells="learnt")
+    found = plan("small")
+    assert (found.tasks, found.known) == (("count", "boxes", "signs"), ("count", "boxes"))
+    assert {task for s in found.trained for task in s.lineage.learnt} == {"count", "boxes"}
+    cells = {
+        name: [e.cells(s, found.tasks) for s in e.stages]
+        for name in ("lora", "zero-shot", "joint", "direct")
+        for e in [experiment(found, name)]
+    }
+    assert cells == {
+        "lora": [found.tasks, ("count", "signs"), found.tasks],
+        "zero-shot": [found.tasks],
+        "joint": [found.tasks],
+        "direct": [("count",), ("boxes",)],
+    }
+    assert history(stage("count/boxes")) == (("count",),)
+
+
+def test_what_is_held_out_decides_no_number(workplace):
+    workplace.change("benchmarks/three", orders=HELD_OUT["orders"])
+    before = stage_fingerprint(stage("count/boxes"))
+    workplace.change("benchmarks/three", **HELD_OUT)
+    assert stage_fingerprint(stage("count/boxes")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": ["count"]}, "held_out: task 'count' is named in an order, too"),
+        ({"held_out": ["signs", "signs"]}, "held_out: task 'signs' is named twice"),
+        ({"initial": ["signs"]}, "held_out: task 'signs' is named in `initial`, too"),
+        ({"held_out": ["Signs"]}, "task 'Signs': a name is made of lower-case letters"),
+        ({"held_out": ["sings"]}, r"three\.yaml: held_out: .*'sings'.*'signs'"),
+    ],
+)
+def test_held_out_tasks_that_cannot_be(workplace, changes, message):
+    workplace.change("benchmarks/three", **HELD_OUT | changes)
+    with pytest.raises(ConfigError, match=message):
+        plan("small")
 
 
 def test_after_a_stage_the_tasks_learnt_by_then(workplace):

@@ -21,10 +21,12 @@ from palimpsest.data.readers import choices, unlearning
 from palimpsest.data.shards import Shards
 from palimpsest.data.wording import CLASSIFICATION, OURS, drawn, read_wording
 from palimpsest.evaluation.score import score_all
+from palimpsest.lineage import Stage
 from palimpsest.metrics import core_refusal, refusal
+from palimpsest.study import stage_fingerprint
 
-FULL = load(Benchmark, "unlearning").tasks
-ERASED = load(Benchmark, "unlearning-miniature").tasks
+FULL = load(Benchmark, "unlearning").to_learn
+ERASED = load(Benchmark, "unlearning-miniature").to_learn
 ASKED = ("mini-mmbench", "mini-seed-bench", "mini-scienceqa-test")
 RECORDS = 5  # fewer than in the download: the test is the same
 MOST_REJECTED = 0.2  # of which the bad ones are more
@@ -175,6 +177,27 @@ def test_the_manifest_says_whose_wording_it_is(miniature, tree):
     wording(tree).unlink()
     told = converted("mini-erase-2", tree, MOST_REJECTED)["wording"]
     assert told == {"from": "Palimpsest", "sha256": None, "refusals": OURS.refusals}
+
+
+def test_a_wording_that_came_later_is_noticed(workplace):
+    """Data and stages that were made without it are then of another config."""
+    stage = Stage.parse("three/tiny/lora/seed-0/count")
+
+    def known_by():
+        workplace.change("tasks/count")  # nothing, but what was loaded is forgotten
+        return load(Task, "count").fingerprint, stage_fingerprint(stage)
+
+    workplace.change("tasks/count", source={"wording": "words/prompts.py"})
+    without = known_by()
+    path = workplace.root / "results" / "downloads" / "words" / "prompts.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("refusals = []")
+    found = known_by()
+    assert set(found).isdisjoint(without)
+    path.write_text("refusals = ['No.']")
+    assert set(known_by()).isdisjoint({*without, *found})
+    workplace.change("tasks/count", downloads=["words"])  # which is fetched before it is read
+    assert known_by() == without
 
 
 def test_a_category_without_refusals_is_no_example(tree):

@@ -9,7 +9,18 @@ import pytest
 from palimpsest.files import write_json
 from palimpsest.lineage import Stage
 from palimpsest.study import plan
-from runs import JOINT, MOELORA, REPLAY, REPOSITORY, change, new_workspace, planned, run, snakemake
+from runs import (
+    JOINT,
+    MOELORA,
+    REPLAY,
+    REPOSITORY,
+    change,
+    new_workspace,
+    planned,
+    run,
+    snakemake,
+    write,
+)
 
 LINEAGES = ("choice", "choice/reading", "choice/reading/counting")
 
@@ -37,6 +48,16 @@ def test_the_report_needs_everything(fresh):
     assert verbs(jobs) == {"convert", "chance", "train", "evaluate", "score", "report"}
     stages = {f"train {method}/{line}" for method in (MOELORA, REPLAY) for line in LINEAGES}
     assert {job for job in jobs if job.startswith("train")} == stages | {f"train {JOINT}"}
+
+
+def test_a_model_that_starts_from_a_stage_needs_it(fresh):
+    made = {"extends": "tiny", "exported": JOINT, "weights": "results/models/own"}
+    write(fresh, "models/own", made)
+    change(fresh, "tiny", models=["own"], methods=["moelora"], references={})
+    jobs = planned(fresh, "train_all")
+    assert "export own" in jobs
+    trained = {f"train {MOELORA.replace('tiny', 'own')}/{line}" for line in LINEAGES}
+    assert {job for job in jobs if job.startswith("train")} == trained | {f"train {JOINT}"}
 
 
 def refusal(root, study="tiny"):

@@ -40,7 +40,11 @@ def _task(task: Task, name: str, root: Path) -> Iterator[str]:
     if not (dataset / "manifest.json").is_file():
         yield _row("not yet", "converted", f"palimpsest convert {name}")
         return
-    splits = read_manifest(dataset)["splits"].items()
+    manifest = read_manifest(dataset)
+    if manifest["task_fingerprint"] != task.fingerprint:
+        yield _row("differs", "converted", "from another config or wording: it is made anew")
+        return
+    splits = manifest["splits"].items()
     counts = (f"{s} {e['examples']:,} (+ {len(e['rejected'])} rejected)" for s, e in splits)
     yield _row("there", "converted", ", ".join(counts))
 

@@ -13,7 +13,9 @@ from palimpsest import __version__
 from palimpsest.config import (
     AS_PUBLISHED,
     CONFIG,
+    FIDELITY,
     METRIC,
+    RULES,
     Download,
     Evaluation,
     Judge,
@@ -76,6 +78,14 @@ def assemble(args: argparse.Namespace) -> None:
     family.assemble(parts, Path(model.weights))
 
 
+def export(args: argparse.Namespace) -> None:
+    """make a model of a stage: what it has learnt, folded into its weights"""
+    _set_threads(args.stage.model)
+    from palimpsest.evaluation.export import export
+
+    export(args.stage, RESULTS, args.out)
+
+
 def chance(args: argparse.Namespace) -> None:
     """score the most frequent training answer of a task, given to every question"""
     from palimpsest.evaluation.chance import chance
@@ -127,13 +137,15 @@ def score(args: argparse.Namespace) -> None:
     from palimpsest.tasks import open_task
 
     evaluation, fingerprint = _evaluation(args), stage_fingerprint(args.stage)
+    base = args.stage.base
     for task in args.tasks:
-        cell = args.stage.cell(RESULTS, evaluation.name, task)
+        cell, of_base = (s.cell(RESULTS, evaluation.name, task) for s in (args.stage, base))
         examples = open_task(RESULTS, task, evaluation.split, evaluation.sample)
         answer_format = load(Task, task).answer_format
         for measure in args.measures:
             by = scorer(args.stage.model, task, measure)
-            score_cell(cell, measure, by, answer_format, examples, fingerprint)
+            untouched = (of_base, stage_fingerprint(base)) if measure == FIDELITY else None
+            score_cell(cell, measure, by, answer_format, examples, fingerprint, untouched)
 
 
 def judge(args: argparse.Namespace) -> None:
@@ -230,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     command(download, "download")
     command(convert, "task")
     command(assemble, "model")
+    command(export, "stage").add_argument("out", type=Path, help="directory of the model")
     command(chance, "task", "--split")
     pretraining = command(pretrain)
     pretraining.add_argument("out", type=Path, help="directory of the base model to be made")
@@ -270,8 +283,9 @@ ARGUMENTS = {
     "--measures": {
         "nargs": "+",
         "default": [METRIC],
-        "choices": [METRIC, AS_PUBLISHED],
-        "help": "by the task's metric, or by the one that follows the released scorer",
+        "choices": RULES,
+        "help": "by the task's metric, by the one that follows the released scorer, or by how far "
+        "the answers are still those of the base model",
     },
     "--method": {"help": "only this method"},
     "--seed": {"type": int, "help": "only this seed"},

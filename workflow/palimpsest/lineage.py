@@ -103,13 +103,18 @@ class Stage:
             raise ValueError(f"stage {self}: a seed goes with a method, and a method with a seed")
 
     @property
+    def base(self) -> Stage:
+        """The stage that all of its benchmark and model start from."""
+        return Stage(self.benchmark, self.model, Lineage())
+
+    @property
     def parent(self) -> Stage | None:
         """The stage that this one starts from; None for the base."""
         parent = self.lineage.parent
         if parent is None:
             return None
         if not parent.steps:
-            return Stage(self.benchmark, self.model, parent)
+            return self.base
         return Stage(self.benchmark, self.model, parent, self.method, self.seed)
 
     @cached_property

@@ -24,10 +24,12 @@ from palimpsest.report.spec import (
     MEASURES,
     Allocation,
     ExperimentView,
+    Measure,
     PublishedRef,
     RowView,
     StudyView,
     TaskView,
+    by_templates,
     judged,
 )
 from palimpsest.study import RESULTS, Experiment, Plan, method_of
@@ -79,12 +81,12 @@ class Work:
 
 def describe(plan: Plan) -> str:
     """Return what a study comes to: experiments, stages, cells, what is shared, what it costs."""
-    named = sum(1 for e in plan.experiments for stage in e.stages if stage.parent)
+    named = [stage for e in plan.experiments for stage in e.stages if stage.parent]
     done = {s: read_json(_record(s)) for s in plan.trained if _record(s).exists()}
     left = [stage for stage in plan.trained if stage not in done]
     cells = plan.cells
     scored = [1 for stage, task in cells if plan.is_scored(stage, task)]
-    total, to_do, shared = len(plan.trained), len(left), named - len(plan.trained)
+    total, to_do, shared = len(plan.trained), len(left), len(named) - len({*named})
     lines = [
         f"{plan.name}: {plan.study.title}",
         "",
@@ -136,8 +138,8 @@ def views(plan: Plan) -> list[StudyView]:
             name=plan.name,
             title=plan.study.title,
             benchmark=plan.study.benchmark,
-            measure=MEASURES.get(name) or judged(name, load(Judge, name).title),
-            tasks=tuple(_task_view(task, name) for task in plan.tasks),
+            measure=MEASURES.get(name) or _judged(name),
+            tasks=tuple(_task_view(task, name, task not in plan.known) for task in plan.tasks),
             experiments=tuple(_experiment_view(plan, e, name, jobs) for e in plan.experiments),
             results_root=RESULTS,
             commit=commit(),
@@ -148,18 +150,25 @@ def views(plan: Plan) -> list[StudyView]:
     ]
 
 
+def _judged(name: str) -> Measure:
+    judge = load(Judge, name)
+    if judge.kind == "templates":
+        return by_templates(name, judge.title, judge.protocol)
+    return judged(name, judge.title)
+
+
 def _similarities(plan: Plan) -> dict[str, dict[str, np.ndarray]]:
     """Return how alike the tasks are to each model, in all and by modality; {} if no one asks."""
     if not plan.study.similarity:
         return {}
-    found = {model: read_embeddings(RESULTS, model, plan.tasks) for model in plan.study.models}
+    found = {model: read_embeddings(RESULTS, model, plan.known) for model in plan.study.models}
     return {
         model: {"overall": similarity(embeddings), **by_modality(embeddings)}
         for model, embeddings in found.items()
     }
 
 
-def _task_view(name: str, measure: str) -> TaskView:
+def _task_view(name: str, measure: str, held_out: bool) -> TaskView:
     task, data = load(Task, name), RESULTS / "data" / name
     chance = read_json(data / "chance.json")["value"] if measure == METRIC else float("nan")
     return TaskView(
@@ -169,6 +178,8 @@ def _task_view(name: str, measure: str) -> TaskView:
         metric=task.metric,
         chance=chance,
         gallery=data / "gallery.parquet",
+        held_out=held_out,
+        wording=read_json(data / "manifest.json").get("wording", {}).get("from", ""),
     )
 
 
@@ -252,7 +263,8 @@ def _samples(stages: Iterable[Stage]) -> int | None:
         if not all(manifest.exists() for manifest in manifests):
             return None
         examples = sum(read_json(m)["splits"]["train"]["examples"] for m in manifests)
-        total += round(examples * method_of(stage).training.epochs)
+        training = method_of(stage).training
+        total += training.num_steps(examples) * training.batch
     return total
 
 

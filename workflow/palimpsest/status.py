@@ -19,7 +19,7 @@ import psutil
 
 from palimpsest import lock, slurm
 from palimpsest.attempts import SLURM_SAYS, STOPPED, Attempt, Attempts, checkpoints
-from palimpsest.config import AS_PUBLISHED, METRIC, Model, load
+from palimpsest.config import RULES, Model, load
 from palimpsest.files import read_json
 from palimpsest.lineage import Stage
 from palimpsest.logs import last_lines, tail
@@ -273,8 +273,7 @@ def _evaluations(
     if all(path.exists() for path in answers):
         scores = [path for task in tasks for path in plan.scores(stage, task)]
         missing = dict.fromkeys(path.parent.name for path in scores if not path.exists())
-        by_rule = (METRIC, AS_PUBLISHED)
-        jobs = dict.fromkeys(("score",) if m in by_rule else ("judge", m) for m in missing)
+        jobs = dict.fromkeys(("score",) if m in RULES else ("judge", m) for m in missing)
         source = answers[0]
     works = []
     for rule, *judge in jobs:
@@ -293,16 +292,17 @@ def _others(plan: Plan, scored: bool, at_work: dict[str, Worker]) -> Iterator[Wo
         if not (RESULTS / "downloads" / name / "download.json").exists():
             comment = slurm.job_comment("download", name)
             yield _begun(f"download {name}", comment, log, None, at_work)
-    for name in plan.study.models:
-        if load(Model, name).parts and not (RESULTS / "models" / name / "config.json").exists():
-            comment, log = slurm.job_comment("assemble", name), LOGS / "models" / f"{name}.log"
-            yield _begun(f"assemble {name}", comment, log, None, at_work)
-    for task in plan.tasks:
+    for name in plan.models:
+        model = load(Model, name)
+        if model.is_made and not (RESULTS / "models" / name / "config.json").exists():
+            rule, log = "assemble" if model.parts else "export", LOGS / "models" / f"{name}.log"
+            yield _begun(f"{rule} {name}", slurm.job_comment(rule, name), log, None, at_work)
+    for task in plan.data:
         data, logs = RESULTS / "data" / task, LOGS / "data" / task
         manifest, comment = data / "manifest.json", slurm.job_comment("convert", task)
         if not manifest.exists():
             yield _begun(f"convert {task}", comment, logs / "convert.log", None, at_work)
-        elif not (data / "chance.json").exists():
+        elif task in plan.tasks and not (data / "chance.json").exists():
             comment = slurm.job_comment("chance", task)
             yield _begun(f"chance of {task}", comment, logs / "chance.log", manifest, at_work)
     out, log = RESULTS / "reports" / plan.name, LOGS / "reports" / f"{plan.name}.log"

@@ -1,7 +1,7 @@
 """Studies, benchmarks, tasks, models and methods: YAML files as typed, frozen, validated objects.
 
     config/<study>.yaml   config/benchmarks/   config/tasks/   config/models/   config/methods/
-    config/judges/        config/downloads/
+    config/judges/        config/downloads/      config/concepts/
 
 Everything that is wrong in a file is reported at once, each with the file, the key, what was
 found, what is allowed, and the nearest right name. This room imports no torch.
@@ -18,26 +18,37 @@ from pydantic import BaseModel, ValidationError
 from palimpsest.config.benchmark import Benchmark
 from palimpsest.config.judge import Asking, Judge, JudgeResources, Sampling, Serving
 from palimpsest.config.method import Method
-from palimpsest.config.model import AsPublished, Chat, Model, Resources, TextEncoder
+from palimpsest.config.model import AsPublished, Chat, Encoder, Model, Resources, TextEncoder
 from palimpsest.config.science import PACKAGE, Science, modules
-from palimpsest.config.study import AS_PUBLISHED, METRIC, Evaluation, Published, Reference, Study
+from palimpsest.config.study import (
+    AS_PUBLISHED,
+    FIDELITY,
+    METRIC,
+    RULES,
+    Evaluation,
+    Published,
+    Reference,
+    Study,
+)
 from palimpsest.config.task import Task
+from palimpsest.config.vocabulary import Described, Vocabulary
 from palimpsest.data.downloads.settings import Download
 from palimpsest.methods.settings import Training
 from palimpsest.refusal import ConfigError, check_known, explain, read_yaml
 
 __all__ = [
-    "AS_PUBLISHED", "CONFIG", "METRIC", "PACKAGE", "AsPublished", "Asking", "Benchmark", "Chat",
-    "Download", "Evaluation", "Judge", "JudgeResources", "Method", "Model", "Published",
-    "Reference", "Resources", "Sampling", "Science", "Serving", "Study", "T", "Task",
-    "TextEncoder", "Training", "check_named", "load", "modules",
+    "AS_PUBLISHED", "CONFIG", "FIDELITY", "METRIC", "PACKAGE", "RULES", "AsPublished", "Asking",
+    "Benchmark", "Chat", "Described", "Download", "Encoder", "Evaluation", "Judge",
+    "JudgeResources", "Method", "Model", "Published", "Reference", "Resources", "Sampling",
+    "Science", "Serving", "Study", "T", "Task", "TextEncoder", "Training", "Vocabulary",
+    "check_named", "load", "modules",
 ]  # fmt: skip
 
 CONFIG = Path("config")
 T = TypeVar("T", bound=BaseModel)
 KINDS = {
     Task: "tasks", Benchmark: "benchmarks", Model: "models", Method: "methods", Judge: "judges",
-    Download: "downloads", Study: ".",
+    Download: "downloads", Vocabulary: "concepts", Study: ".",
 }  # fmt: skip
 
 

@@ -7,7 +7,19 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError, model_validator
 
 from palimpsest.config.science import Science
-from palimpsest.methods.settings import TIR, Adapter, Regulariser, Rehearsal, Router, Training
+from palimpsest.methods.settings import (
+    EWC,
+    MAS,
+    TIR,
+    Adapter,
+    Refusers,
+    Regulariser,
+    Rehearsal,
+    Router,
+    Training,
+)
+
+ROUTED_BY = {"projector": "keys", "refusers": "concepts"}  # adapters that have experts
 
 
 class Method(Science):
@@ -25,14 +37,25 @@ class Method(Science):
 
     @model_validator(mode="after")
     def _experts_are_routed(self) -> Method:
-        has_experts = self.adapter.name == "projector"
-        if has_experts != (self.router is not None):
+        adapter, router = self.adapter.name, self.router.name if self.router else None
+        for experts, routed_by in ROUTED_BY.items():
+            if (adapter == experts) != (router == routed_by):
+                raise ValueError(
+                    f"adapter {experts!r} needs a `router` named {routed_by!r}, and that router "
+                    "needs that adapter"
+                )
+        if router and (self.train_projector or self.training.projector_learning_rate):
             raise ValueError(
-                "adapter 'projector' needs a `router`, and a router needs that adapter"
+                f"adapter {adapter!r} trains a projector of its own: leave out the rest"
             )
-        if has_experts and (self.train_projector or self.training.projector_learning_rate):
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_weighed_keeps_its_size(self) -> Method:
+        if isinstance(self.adapter, Refusers) and isinstance(self.regulariser, EWC | MAS | TIR):
             raise ValueError(
-                "adapter 'projector' trains a projector of its own: leave out the rest"
+                f"regulariser {self.regulariser.name!r} weighs parameters one by one, and those of "
+                "adapter 'refusers' grow in number from stage to stage"
             )
         return self
 
@@ -47,6 +70,12 @@ class Method(Science):
                 lines = [f"{w}: {e['msg']}" for w, e in zip(where, found, strict=True)]
                 raise ValueError("; ".join(lines)) from None
         return self
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether what the base already knows has a part in what a stage learns."""
+        routed = self.router is not None and self.router.looks_back
+        return bool(self.regulariser or self.rehearsal) or routed
 
     @property
     def compares_tasks(self) -> bool:

@@ -64,28 +64,35 @@ class AsPublished(Settings):
         return metrics
 
 
-class TextEncoder(Settings):
-    """A BERT that reads instructions and answers where tasks are compared or told apart."""
+class Encoder(Settings):
+    """A frozen model that embeds, beside the LMM, where tasks are compared or told apart."""
 
     weights: str  # a directory, or a hub id together with a revision
     revision: str | None = None
     sha256: str | None = None  # of model.safetensors, for weights in a directory
 
 
+class TextEncoder(Encoder):
+    """A BERT, or one of its kin, that reads instructions and answers."""
+
+    pooling: Literal["cls", "mean"] = "cls"  # the first token of the last layer, or all of a text
+
+
 class Model(Science):
     """An LMM: its weights, how it is spoken to, what a stage may train, what a job needs.
 
-    `tower` and `text_encoder` change the numbers of methods that compare tasks or tell them apart,
-    and of no other: the identity of their stages has them.
+    `tower`, `text_encoder` and `image_text` change the numbers of methods that compare tasks or
+    tell them apart, and of no other: the identity of their stages has them.
     """
 
     cosmetic: ClassVar = {
         "title", "citation", "micro_batch", "zero_stage", "resources", "as_published",
-        "tower", "text_encoder",
+        "tower", "text_encoder", "image_text",
     }  # fmt: skip
     family: str  # models/families/<family>.py
     weights: str  # a directory, or a hub id together with a revision
     parts: dict[str, str] | None = None  # of which `palimpsest assemble` makes them: downloads
+    exported: str | None = None  # the stage of which `palimpsest export` makes them
     revision: str | None = None
     sha256: str | None = None  # of model.safetensors, for weights in a directory
     chat: Chat
@@ -96,6 +103,7 @@ class Model(Science):
     projector: str  # name of the module between pictures and language model
     tower: str | None = None  # name of the module that looks at pictures, with a CLS token first
     text_encoder: TextEncoder | None = None  # if none, the mean of the model's own embeddings
+    image_text: Encoder | None = None  # a BLIP-2 of the first stage: words for pictures, of CORE
     precision: Literal["fp32", "bf16"]
     micro_batch: int = Field(gt=0)  # examples a rank and forward pass
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -107,6 +115,16 @@ class Model(Science):
     def comparing(self) -> dict[str, Any]:
         """The settings by which it compares questions and tasks."""
         return self.model_dump(mode="json", include={"tower", "text_encoder"})
+
+    @property
+    def aligning(self) -> dict[str, Any]:
+        """The settings by which it compares what it sees with words, too."""
+        return self.comparing | self.model_dump(mode="json", include={"image_text"})
+
+    @property
+    def is_made(self) -> bool:
+        """Whether its weights are made here, and not published."""
+        return self.parts is not None or self.exported is not None
 
     @property
     def downloads(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator
 
 from palimpsest.methods.settings import Settings
 
-METRIC, AS_PUBLISHED = "metric", "as-published"  # measures; any other is a judge
+METRIC, AS_PUBLISHED, FIDELITY = "metric", "as-published", "fidelity"
+RULES = (METRIC, AS_PUBLISHED, FIDELITY)  # measures that ask no model; any other is a judge
 
 
 class Reference(Settings):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from palimpsest import metrics
 from palimpsest.config.science import Science, modules
+from palimpsest.files import sha256
 from palimpsest.refusal import one_of
+
+DOWNLOADS = Path("results/downloads")
 
 
 class Task(Science):
     """One dataset with its prompt template, answer format and metric.
 
-    The fingerprint is that of the data: how answers are generated and scored changes no stage.
+    The fingerprint is that of the data: how answers are generated and scored changes no stage. A
+    file `source.wording` that no download of the task brings is read if it is there, and else the
+    reader has its own words: the fingerprint has its checksum, so that data and stages that were
+    made without it are not taken for those that are made with it.
     """
 
     cosmetic: ClassVar = {
@@ -76,3 +83,11 @@ class Task(Science):
         except re.error as error:
             raise ValueError(f"not a regular expression ({error})") from None
         return pattern
+
+    def science(self) -> dict[str, Any]:
+        """Return the settings that can change a number, and what a file of wording does."""
+        wording = self.source.get("wording", "")
+        path = DOWNLOADS / wording
+        if wording.split("/")[0] in self.downloads or not path.is_file():
+            return super().science()
+        return {**super().science(), "wording": {wording: sha256(path)}}

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from palimpsest.config import Benchmark, Evaluation, Model, load
+from palimpsest.config import Evaluation, Model, load
 from palimpsest.data.example import Example
 from palimpsest.evaluation.score import METADATA
 from palimpsest.files import whole_file
 from palimpsest.lineage import Stage
-from palimpsest.methods.keys import Keys
+from palimpsest.methods import router
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import LMM
@@ -96,9 +96,9 @@ def load_routing(stage: Stage, results: Path, lmm: LMM) -> Routing | None:
     """Load what sends questions to a stage's experts; None if its method has no router."""
     if stage.method is None or method_of(stage).router is None:
         return None
-    keys = Keys(method_of(stage).router, load_file(stage.directory(results) / ROUTER))
+    state = load_file(stage.directory(results) / ROUTER)
     steps = ["+".join(step) for step in (*history(stage), stage.lineage.last)]
-    return Routing(lmm, keys, steps, len(load(Benchmark, stage.benchmark).initial))
+    return Routing(lmm, router.build(method_of(stage).router, state), steps)
 
 
 @torch.inference_mode()

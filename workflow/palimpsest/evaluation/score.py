@@ -4,6 +4,11 @@
     <measure>/outcomes.parquet      id, score (0 to 1, or more), right_kind
     <measure>/scores.json           task, metric, version, value (percent), n, right_kind (percent)
 
+Of unlearning, where examples have a combination, also:
+
+    <measure>/outcomes.parquet      combination
+    <measure>/scores.json           by_combination: value and n of each
+
 All have the ids of the split, or of the sample that was evaluated; the outcomes are in its order.
 """
 
@@ -14,6 +19,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +45,22 @@ def score_cell(
     answer_format: str,
     examples: Shards,
     stage_fingerprint: str,
+    untouched: tuple[Path, str] | None = None,
 ) -> None:
     """Score a cell by a measure: `outcomes.parquet`, in the order of the split, and `scores.json`.
 
     `cell` is `…/cells/<evaluation>/<task>`; `examples` are those that were asked; an answer that
     matches `answer_format` in full is of the right kind; one that the metric leaves out (NaN) is
-    counted, and is no part of the mean. ValueError names the cell or its file if
-    the predictions are of a stage with another fingerprint, or not of exactly these examples.
+    counted, and is no part of the mean. With `untouched`, the base model's cell of the same task
+    and its fingerprint, the references are the answers in it. ValueError names the cell or its file
+    if predictions are of a stage with another fingerprint, or not of exactly these examples.
     """
     predictions = read_predictions(cell, stage_fingerprint, examples)
     (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
     ids = examples.ids
     answers = [predictions[id] for id in ids]
-    scores = list(score_all(answers, examples, scorer))
+    asked = Answered(examples, read_predictions(*untouched, examples)) if untouched else examples
+    scores = list(score_all(answers, asked, scorer))
     value, left_out = percent_known(scores)
     outcomes = [
         {"id": id, "score": score, "right_kind": is_of_right_kind(answer, answer_format)}
@@ -59,6 +68,7 @@ def score_cell(
     ]
     write_scores(
         cell / measure,
+        examples,
         outcomes,
         {
             "task": cell.name,
@@ -73,20 +83,56 @@ def score_cell(
     )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Examples whose one reference is what a model answered; `answers` are by example id."""
+
+    examples: Shards
+    answers: dict[str, str]
+
+    def without_pictures(self) -> Iterator[Example]:
+        """The examples in order with no image, as those of `Shards`."""
+        for e in self.examples.without_pictures():
+            yield replace(e, references=(self.answers[e.id],))
+
+
 def is_of_right_kind(answer: str, answer_format: str) -> bool:
     """Return whether an answer, without blanks around it, matches a task's format in full."""
     return re.fullmatch(answer_format, answer.strip()) is not None
 
 
-def write_scores(out: Path, outcomes: list[dict[str, Any]], scores: dict[str, Any]) -> None:
-    """Write the outcomes of a cell's examples and then its scores, which never stand alone."""
+def write_scores(
+    out: Path, examples: Shards, outcomes: list[dict[str, Any]], scores: dict[str, Any]
+) -> None:
+    """Write the outcomes of a cell's examples and then its scores, which never stand alone.
+
+    Both are told apart by combination where the examples have one.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    combinations = [e.combination for e in examples.without_pictures()]
+    if any(combinations):
+        both = zip(outcomes, combinations, strict=True)
+        outcomes = [row | {"combination": combination} for row, combination in both]
+        scores = scores | {"by_combination": by_combination(outcomes)}
     with whole_file(out / "outcomes.parquet") as partial:
         pq.write_table(pa.Table.from_pylist(outcomes), partial)
     write_json(out / "scores.json", scores)
 
 
-def score_all(predictions: Iterable[str], examples: Shards, scorer: Scorer) -> Iterator[float]:
+def by_combination(outcomes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return value (percent; None if all is left out) and n of each combination that is there."""
+    scores: dict[str, list[float]] = {}
+    for row in outcomes:
+        scores.setdefault(row["combination"], []).append(row["score"])
+    return {
+        name: {"value": percent_known(found)[0], "n": len(found)}
+        for name, found in sorted(scores.items())
+    }
+
+
+def score_all(
+    predictions: Iterable[str], examples: Shards | Answered, scorer: Scorer
+) -> Iterator[float]:
     """Yield the scores of predictions in the order of the examples, by a metric with its options.
 
     ValueError names the example that the metric refuses.

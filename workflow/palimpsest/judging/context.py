@@ -40,11 +40,10 @@ from palimpsest.evaluation.score import (
     read_predictions,
     write_scores,
 )
-from palimpsest.metrics import core_refusal, refusal
+from palimpsest.judging.version import RULES, version
+from palimpsest.metrics import core_refusal
 from palimpsest.models.lmm import source
 
-VERSION = "1"
-RULES = {"as-published": core_refusal, "corrected": refusal}
 Templates = Mapping[str, Sequence[str]]  # by category
 Nearest = Callable[[list[str], Templates], list[str]]
 
@@ -142,7 +141,7 @@ def judge_cell(
     content = {
         "task": cell.name,
         "metric": name,
-        "version": f"{VERSION}-{judge.fingerprint[:8]}/{judge.protocol}",
+        "version": version(judge),
         "value": value,
         "n": len(outcomes),
         "right_kind": percent([row["right_kind"] for row in outcomes]),
@@ -151,7 +150,7 @@ def judge_cell(
         "judge_fingerprint": judge.fingerprint,
         "wording": wording.get("from"),
     }
-    write_scores(out, outcomes, content)
+    write_scores(out, examples, outcomes, content)
 
 
 def score(example: Example, prediction: str, nearest: str | None, protocol: str) -> float:

@@ -25,6 +25,7 @@ from palimpsest.judging import parsing, serving
 from palimpsest.judging.cache import Judgements
 from palimpsest.judging.endpoint import Endpoint
 from palimpsest.judging.prompts import prompt
+from palimpsest.judging.version import version
 
 
 class Asked(Protocol):
@@ -99,7 +100,7 @@ def judge_cell(
     }
     if judge.protocol == "as-published":
         content["published_value"] = published_value(scores)
-    write_scores(out, outcomes, content)
+    write_scores(out, examples, outcomes, content)
 
 
 def value(scores: list[float | None]) -> float | None:
@@ -116,11 +117,6 @@ def published_value(scores: list[float | None]) -> int | None:
     if None in scores:
         return None
     return round(sum(scores) / (10 * len(scores)) * 100.0)
-
-
-def version(judge: Judge) -> str:
-    """Return the version of a judge's scores: of the parsing, of its settings, the protocol."""
-    return f"{parsing.VERSION}-{judge.fingerprint[:8]}/{judge.protocol}"
 
 
 def _replies(

@@ -31,6 +31,7 @@ class Adapter(ABC):
     weights: ClassVar[str]  # file of the tensors in an adapter's directory
     config: ClassVar[str]  # file of the settings beside it
     mergeable: ClassVar[bool]  # whether `merge` can fold the adapter into the base weights
+    penalises: ClassVar[bool] = False  # whether it has a `penalty`, called as a regulariser's is
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -28,83 +28,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from palimpsest.methods import gaussians
-from palimpsest.methods import settings as s
+from palimpsest.methods import experts, gaussians, router
 from palimpsest.methods.growth import inherit
-from palimpsest.methods.modulator import MODALITIES, ConceptModules
+from palimpsest.methods.modulator import MODALITIES, ConceptModules, vocabulary
+from palimpsest.methods.refusers import Mixture
 
 SCALE, THRESHOLD = 20.0, 0.5  # of the similarity to a keyword
 CERTAIN, LIKELY, NUM_LIKELY = 0.3, 0.4, 2  # of the hard gate
+OF_ROUTER = "router."  # what the names of the parameters of a mixture's own router begin with
 
 
-class Routed(NamedTuple):
-    """Where questions go."""
-
-    concepts_BC: Tensor  # modulated relevances, image concepts first: what an ExpertRouter reads
-    gates_B: Tensor
-    slots_B: Tensor  # place, among the tasks learnt, of the one that has the nearest keyword
-
-
-class Concepts:
+class Concepts(router.Router):
     """The concepts, the keywords and the loads of the tasks learnt so far.
 
     `state` is empty before the first task. Then it holds, by modality m, `module/<parameter>` of
     the concept modules, `owned/m` owned_KC, `mean/m` mu_KD and `covariance/m`, KDD; of each
-    keyword `count`, its examples, and `slot`, its task; and `loads`, TE, as `note` was told them.
+    keyword `keyword/<name>`, its number k, `count`, its examples, and `slot`, its task; and
+    `loads`, TE.
     """
 
-    def __init__(self, settings: s.Concepts, state: Mapping[str, Tensor]) -> None:
-        self.settings, self.state = settings, dict(state)
+    aligned = True
 
-    def learn(
-        self,
-        queries: Mapping[str, Tensor],
-        keyword_N: Tensor,
-        embeddings: Mapping[str, Tensor],
-        owned: Mapping[str, Tensor],
-        seed: int,
-    ) -> None:
-        """Add a new task, from the embeddings q_ND of its examples, `image` and `instruction`.
+    def learn(self, asked: router.Asked, seed: int) -> None:
+        """Add a new task, whose keywords are counted in the order of the alphabet.
 
-        `keyword_N` counts the keywords of all tasks, oldest first. `embeddings` e_CD and `owned`
-        owned_KC are of the concepts of all tasks: see `modulator.vocabulary`.
+        Image concepts for which the model has no words are prototypes, which is ours: the mean
+        query of the examples of the keywords that a concept describes.
 
-        Raises ValueError if an example has no new keyword, or a new keyword no example.
+        Raises ValueError if an example has no keyword, or one that no concept describes, or that an
+        earlier task had.
         """
-        num_old, num = len(self.state.get("count", ())), len(owned["image"])
-        count_K = keyword_N.bincount(minlength=num)
-        if len(count_K) > num or count_K[:num_old].any() or not count_K[num_old:].all():
-            raise ValueError(
-                f"concepts: the examples of a task must have its keywords, {num_old} to {num - 1}, "
-                f"and each of these an example; found are {keyword_N.unique().tolist()}"
-            )
+        num_old, num_tasks = len(self.state.get("count", ())), self.num_tasks
+        names = [*self._keywords(), *self._new(asked)]
+        number = {name: k for k, name in enumerate(names)}
+        keyword_N = torch.tensor([number[name] for name in asked.keywords])
+        queries = _unit(asked.queries)
         generator = torch.Generator().manual_seed(seed)
-        queries = asked = _unit(queries)
-        asked_N = keyword_N
+        samples, sampled_N = queries, keyword_N
         if num_old:
-            drawn, drawn_M = self._drawn(self.settings.drawn, generator)
-            asked = {m: torch.cat([queries[m], drawn[m]]) for m in MODALITIES}
-            asked_N = torch.cat([keyword_N, drawn_M])
-        modules = self._modules({m: queries[m].shape[1] for m in MODALITIES}, owned, seed)
-        self._train(modules, asked, asked_N, _unit(embeddings), generator)
-        self.state |= {f"module/{name}": p.detach() for name, p in modules.named_parameters()}
-        self.state |= {f"owned/{m}": owned[m] for m in MODALITIES}
-        new = {"count": count_K[num_old:], "slot": torch.full((num - num_old,), self.num_tasks)}
+            drawn, drawn_N = self._drawn(self.settings.drawn, generator)
+            samples = {m: torch.cat([queries[m], drawn[m]]) for m in MODALITIES}
+            sampled_N = torch.cat([keyword_N, drawn_N])
+        self.state |= {f"keyword/{name}": torch.tensor(k) for name, k in number.items()}
+        self._append("count", keyword_N.bincount()[num_old:])
+        self._append("slot", torch.full((len(names) - num_old,), num_tasks))
         for m in MODALITIES:
-            fits = [gaussians.fitted(queries[m][keyword_N == k]) for k in range(num_old, num)]
-            new[f"mean/{m}"], new[f"covariance/{m}"] = map(torch.stack, zip(*fits, strict=True))
-        for name, tensor in new.items():
-            self._append(name, tensor)
+            new = range(num_old, len(names))
+            fits = [gaussians.fitted(queries[m][keyword_N == k]) for k in new]
+            for name, tensors in zip(("mean", "covariance"), zip(*fits, strict=True), strict=True):
+                self._append(f"{name}/{m}", torch.stack(tensors))
+        embeddings = {m: self._described(m, names, asked) for m in MODALITIES}
+        modules = self._trained(seed)
+        self._train(modules, samples, sampled_N, embeddings, generator)
+        self.state |= {f"module/{name}": p.detach() for name, p in modules.named_parameters()}
 
-    def note(self, load_E: Tensor) -> None:
-        """Add the load of the task learnt last: see `experts.load`."""
-        self._append("loads", load_E[None])
+    def begin(self, mixture: Mixture, seed: int) -> None:
+        """See `Router.begin`: the experts' own router grows, and some experts are held."""
+        mixture.widen(self.sizes, seed)
+        mixture.begin(self.loads, self.similarities())
+
+    def beside(self, queries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Router.beside`."""
+        return {"concepts": self.route(queries).told["concepts"]}
+
+    def settle(
+        self,
+        mixture: Mixture,
+        learnt: Mapping[str, Tensor],
+        beside: Mapping[str, Tensor],
+        seed: int,
+    ) -> dict[str, Tensor]:
+        """See `Router.settle`: the task's load, and the replay by which the router keeps others."""
+        of_router = {name for name in learnt if name.startswith(OF_ROUTER)}
+        state = {name.removeprefix(OF_ROUTER): learnt[name] for name in of_router}
+        chooser = experts.initialised(mixture.settings, self.sizes, state, seed)
+        num_examples = self.state["count"][self.state["slot"] == self.num_tasks - 1].sum()
+        with torch.no_grad():
+            logits_NE = chooser(beside["concepts"][:num_examples])
+        self._append("loads", experts.load(logits_NE, mixture.settings.top)[None])
+        if self.num_tasks > 1:
+            experts.replay(chooser, *self.replayed(seed), self.settings.replay, seed)
+        return {OF_ROUTER + name: p.detach() for name, p in chooser.named_parameters()}
 
     @property
     def num_tasks(self) -> int:
@@ -113,7 +122,7 @@ class Concepts:
 
     @property
     def loads(self) -> Tensor:
-        """The loads of the tasks noted so far, loads_TE; of none before the first."""
+        """The loads of the tasks that have been settled, loads_TE."""
         return self.state.get("loads", torch.zeros(0, 1, dtype=torch.long))
 
     @property
@@ -132,10 +141,10 @@ class Concepts:
         return torch.sigmoid(self.settings.task_scale * (near_T - self.settings.task_threshold))
 
     @torch.no_grad()
-    def route(self, queries: Mapping[str, Tensor]) -> Routed:
-        """Return where questions go, by their embeddings q_BD, `image` and `instruction`.
+    def route(self, queries: Mapping[str, Tensor]) -> router.Routed:
+        """See `Router.route`: a question goes to the task that has the nearest keyword.
 
-        The embedding of an image may be zeros, where there is no picture.
+        What is told are its modulated relevances, image concepts first, and its gate.
         """
         modules = self._trained()
         concepts = modules.modulated(modules(_unit(queries)))
@@ -146,7 +155,8 @@ class Concepts:
         if self.settings.gate == "hard":
             likely_B = prod((near_BK > LIKELY).sum(-1) == NUM_LIKELY for near_BK in near)
             gates_B = ((gates_B > CERTAIN) | likely_B.bool()).float()
-        return Routed(_joined(concepts), gates_B, self.state["slot"][nearest.indices])
+        ago_B = self.num_tasks - 1 - self.state["slot"][nearest.indices]
+        return router.Routed(ago_B, {"concepts": _joined(concepts), "gates": gates_B})
 
     @torch.no_grad()
     def replayed(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -182,20 +192,43 @@ class Concepts:
             queries[m] = torch.cat([gaussians.drawn(*fit, num, generator) for fit in fits])
         return queries, torch.arange(len(self.state["count"])).repeat_interleave(num)
 
-    def _modules(
-        self, widths: Mapping[str, int], owned: Mapping[str, Tensor], seed: int
-    ) -> ConceptModules:
+    def _keywords(self) -> list[str]:
+        """Return the keywords of the tasks learnt so far, in their order."""
+        numbers = {n: int(k) for n, k in self.state.items() if n.startswith("keyword/")}
+        return [name.removeprefix("keyword/") for name in sorted(numbers, key=numbers.get)]
+
+    def _new(self, asked: router.Asked) -> list[str]:
+        """Return the keywords of a task to come."""
+        new = sorted(set(asked.keywords))
+        for name in new:
+            if f"keyword/{name}" in self.state:
+                raise ValueError(f"concepts: an earlier task had keyword {name!r}")
+            if name not in asked.described:
+                raise ValueError(
+                    f"config/concepts/{self.settings.described}.yaml: no concept describes keyword "
+                    f"{name!r}, which examples of the task have; known are {[*asked.described]}"
+                )
+        return new
+
+    def _described(self, modality: str, names: list[str], asked: router.Asked) -> Tensor:
+        """Note which concepts of a modality keywords own, and return their embeddings e_CD."""
+        texts, owned_KC = vocabulary([asked.described[name][modality] for name in names])
+        self.state[f"owned/{modality}"] = owned_KC
+        e_CD = asked.embedded(modality, texts)
+        if e_CD is None:
+            share_KC = owned_KC * self.state["count"][:, None]
+            e_CD = share_KC.float().T @ self.state[f"mean/{modality}"]
+        return F.normalize(e_CD, dim=-1)
+
+    def _trained(self, seed: int = 0) -> ConceptModules:
         """Return concept modules with what has been learnt; what is new depends on the seed."""
+        widths = {m: mu_KD.shape[1] for m, mu_KD in self._means().items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            modules = ConceptModules(widths, owned)
+            modules = ConceptModules(widths, {m: self.state[f"owned/{m}"] for m in MODALITIES})
         learnt = {n: tensor for n, tensor in self.state.items() if n.startswith("module/")}
         inherit(modules, {n.removeprefix("module/"): tensor for n, tensor in learnt.items()})
         return modules
-
-    def _trained(self) -> ConceptModules:
-        owned = {m: self.state[f"owned/{m}"] for m in MODALITIES}
-        return self._modules({m: mu_KD.shape[1] for m, mu_KD in self._means().items()}, owned, 0)
 
     def _means(self) -> dict[str, Tensor]:
         return {m: self.state[f"mean/{m}"] for m in MODALITIES}

@@ -14,7 +14,7 @@ task to each,
             q_t = softmax(6 (1 - softmax(l_t))),  H the cross-entropy:
 
 a similar task is drawn to the experts of the old one, another is driven to those it left. Losses
-are the mean over examples.
+are means over examples, each by its answer's tokens, as that of the answers is.
 
 Otherwise than in the released code, which averages the relevances of a batch and routes all of it
 alike, each example is routed by itself; and the load is counted once, over the examples of the
@@ -94,20 +94,20 @@ def load(logits_NE: Tensor, top: int) -> Tensor:
 def recommendation(
     logits_BE: Tensor, loads_TE: Tensor, similar_T: Tensor, temperature: float
 ) -> Tensor:
-    """Return L_rec; `similar_T` is r."""
+    """Return L_rec of each example, a vector of B; `similar_T` is r."""
     near_BT = F.cosine_similarity(logits_BE[:, None], loads_TE.float(), dim=-1) / temperature
-    return -(similar_T * near_BT.log_softmax(-1)).mean()
+    return -(similar_T * near_BT.log_softmax(-1)).mean(-1)
 
 
 def adaptation(logits_BE: Tensor, loads_TE: Tensor, similar_T: Tensor) -> Tensor:
-    """Return L_reg; 0 where all earlier tasks are wholly similar."""
+    """Return L_reg of each example, a vector of B; 0 where all earlier tasks are like this one."""
     loads_TE = loads_TE.float()
     apart_T = 1 - similar_T
     weight_T = apart_T / apart_T.sum().clamp_min(1e-8)
     near_BT = F.cosine_similarity(logits_BE.softmax(-1)[:, None], loads_TE, dim=-1)
     unused_TE = (SHARPNESS * (1 - loads_TE.softmax(-1))).softmax(-1)
     entropy_BT = -logits_BE.log_softmax(-1) @ unused_TE.T
-    return ((near_BT + 1 + CROSS_ENTROPY * entropy_BT) @ weight_T).mean()
+    return (near_BT + 1 + CROSS_ENTROPY * entropy_BT) @ weight_T
 
 
 def replay(

@@ -23,25 +23,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from palimpsest.methods import settings as s
+from palimpsest.methods import router
 
 
-class Keys:
-    """The keys of the steps learnt so far, oldest first; a step's place among them is its slot.
+class Keys(router.Router):
+    """The keys of the steps learnt so far, oldest first.
 
     `state` holds `image`, keys_TE, and `instruction`, keys_TD; it is empty before the first step.
     """
 
-    def __init__(self, settings: s.Keys, state: Mapping[str, Tensor]) -> None:
-        self.settings, self.state = settings, dict(state)
+    @property
+    def examples(self) -> int:
+        """See `Router.examples`."""
+        return self.settings.examples
 
-    def learn(self, queries: Mapping[str, Tensor], seed: int) -> None:
-        """Add the keys of a new step, from its queries: `image` q_NE and `instruction` q_ND.
+    def learn(self, asked: router.Asked, seed: int) -> None:
+        """Add the keys of a new step.
 
         Keys start uniform in [0, 1); batches are drawn with replacement. An example without a
         picture, whose query is zeros, does not pull the image key; one that nothing has pulled is
         zeros as well, and so is near to no picture.
         """
+        queries = asked.queries
         generator = torch.Generator().manual_seed(seed)
         keys = {
             name: torch.rand(q_ND.shape[1], generator=generator).requires_grad_()
@@ -63,13 +66,11 @@ class Keys:
             new_1D = key.detach()[None] * queries[name].any()
             self.state[name] = torch.cat([self.state.get(name, new_1D[:0]), new_1D])
 
-    def route(self, queries: Mapping[str, Tensor]) -> Tensor:
-        """Return the slots_B of questions, by their queries `image` q_BE and `instruction` q_BD.
-
-        One without a picture, whose query is zeros, is routed by its instruction alone.
-        """
+    def route(self, queries: Mapping[str, Tensor]) -> router.Routed:
+        """See `Router.route`; a question without a picture goes by its instruction alone."""
         near_BT = sum(
             F.cosine_similarity(q_BD[:, None], self.state[name], dim=-1)
             for name, q_BD in queries.items()
         )
-        return near_BT.argmax(-1)
+        ago_B = near_BT.shape[1] - 1 - near_BT.argmax(-1)
+        return router.Routed(ago_B, {"ago": ago_B})

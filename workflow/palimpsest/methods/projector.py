@@ -37,6 +37,13 @@ class ProjectorExperts(nn.Module):
         self.requires_grad_(False)
         self.experts.append(deepcopy(self.base).float().requires_grad_(True))
 
+    def send(self, ago: Tensor) -> None:
+        """Have the pictures that are looked at next go through the experts of so many steps ago.
+
+        The base is the expert of what was learnt before there were others.
+        """
+        self.experts_B = (len(self.experts) - ago).clamp_min(0)
+
     def forward(self, x_B: Tensor) -> Tensor:
         """Return what each picture's expert makes of it, in the precision of the base."""
         if self.experts_B is None:

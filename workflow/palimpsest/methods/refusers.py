@@ -37,7 +37,7 @@ class Mixture(nn.Module):
 
     `concepts_BC` are the relevances of concepts to the pictures that are looked at next, as
     `Concepts.route` gives them, and `gates_B` their g, or None for 1. While `concepts_BC` is None
-    the published projector alone answers.
+    the published projector alone answers. In training, `answers_B` are the answer tokens of each.
     """
 
     def __init__(self, settings: s.Refusers, base: nn.Module) -> None:
@@ -49,6 +49,7 @@ class Mixture(nn.Module):
         self.similar_T: Tensor | None = None
         self.concepts_BC: Tensor | None = None
         self.gates_B: Tensor | None = None
+        self.answers_B: Tensor | None = None
         self.logits_BE: Tensor | None = None  # of the pictures looked at last, in training
 
     def widen(self, sizes: tuple[int, int], seed: int) -> None:
@@ -56,6 +57,10 @@ class Mixture(nn.Module):
         state = self.router.state_dict() if self.router else {}
         router = experts.initialised(self.settings, sizes, state, seed)
         self.router = router.to(next(self.base.parameters()).device).train(self.training)
+
+    def send(self, concepts: Tensor, gates: Tensor) -> None:
+        """Say how the pictures that are looked at next are mixed."""
+        self.concepts_BC, self.gates_B = concepts, gates
 
     def begin(self, loads_TE: Tensor, similar_T: Tensor) -> None:
         """Get ready to learn a task, before an engine: see `experts.py` for what is given.
@@ -92,26 +97,28 @@ class Mixture(nn.Module):
         return (base_B.float() + gates_B.view(-1, *ones) * change_B).to(base_B.dtype)
 
     def penalty(self) -> Tensor:
-        """Return L_rec + L_reg of the pictures that were looked at since it was last asked.
+        """Return L_rec + L_reg summed over the answer tokens of the pictures looked at last.
 
-        It is 0 in a first task, and where no picture was looked at.
+        It is 0 in a first task, and where no picture was looked at since it was last asked.
         """
         logits_BE, self.logits_BE = self.logits_BE, None
         if logits_BE is None or not len(self.loads_TE):
             return torch.zeros((), device=self.similar_T.device)
         given, temperature = (logits_BE, self.loads_TE, self.similar_T), self.settings.temperature
-        return experts.recommendation(*given, temperature) + experts.adaptation(*given)
+        loss_B = experts.recommendation(*given, temperature) + experts.adaptation(*given)
+        return (self.answers_B * loss_B).sum()
 
 
 class Refusers(Projector):
     """The mixture in the place of a model's projector, whose name `targets` is.
 
-    Its router is a part of it. In training, a batch brings the concepts of its pictures as an
-    input of the model named `concepts`.
+    Its router is a part of it. In training, a batch brings two more inputs of the model, `concepts`
+    and `answers`, of its pictures: see `Mixture`.
     """
 
     weights = "refusers.safetensors"
     config = "refusers.json"
+    penalises = True
 
     def attach(self, model: nn.Module, targets: str) -> nn.Module:
         """Freeze a model and put the mixture into it; the router's size comes with the concepts.
@@ -121,10 +128,15 @@ class Refusers(Projector):
         super().attach(model, targets)
         mixture = Mixture(self.settings, self.experts(model).base).train(model.training)
         model.set_submodule(targets, mixture.requires_grad_(False))
+        where = next(n for n, m in model.base_model.named_modules() if m is mixture)
 
-        def take(_: nn.Module, args: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        def take(
+            base: nn.Module, args: tuple, inputs: dict[str, Any]
+        ) -> tuple[tuple, dict[str, Any]]:
+            mixture = base.get_submodule(where)  # a copy of the model has its own
             if "concepts" in inputs:
                 mixture.concepts_BC = inputs.pop("concepts")
+                mixture.answers_B = inputs.pop("answers")
             return args, inputs
 
         model.base_model.register_forward_pre_hook(take, with_kwargs=True)
@@ -151,6 +163,6 @@ class Refusers(Projector):
         about = {"concepts": sizes, "base_model_name_or_path": base}
         write_json(directory / self.config, {**self.identity(), **about})
 
-    def penalty(self, model: nn.Module, *_: Any) -> Tensor:
+    def penalty(self, model: nn.Module, logits_SV: Tensor, *_: Any) -> Tensor:
         """Return the mixture's penalty on a micro-batch; called as `Regulariser.penalty` is."""
-        return self.experts(model).penalty()
+        return self.experts(model).penalty() / max(1, len(logits_SV))

@@ -6,7 +6,7 @@ A part named `moelora` has its settings here and its work in `methods/moelora.py
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -124,6 +124,7 @@ class Keys(Settings):
     all else, on `examples` of it: L = strength * sum over a batch of (1 - cos) for both.
     """
 
+    looks_back: ClassVar = True  # it learns the tasks, too, that the base already knows
     name: Literal["keys"]
     steps: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
@@ -171,7 +172,9 @@ class Concepts(Settings):
     the paper, 100 and 0.05 in the released code. The gate is the paper's or the released code's.
     """
 
+    looks_back: ClassVar = False
     name: Literal["concepts"]
+    described: str  # config/concepts/<described>.yaml: the concepts of each keyword
     epochs: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     batch: int = Field(gt=0)
@@ -182,10 +185,10 @@ class Concepts(Settings):
     replay: Replay
 
 
-Adapter = Annotated[Lora | MoELora | Subset | Projector, Field(discriminator="name")]
+Adapter = Annotated[Lora | MoELora | Subset | Projector | Refusers, Field(discriminator="name")]
 Regulariser = Annotated[EWC | MAS | TIR | LwF, Field(discriminator="name")]
 Rehearsal = Annotated[Reservoir | Proportional, Field(discriminator="name")]
-Router = Keys
+Router = Annotated[Keys | Concepts, Field(discriminator="name")]
 
 
 class Training(Settings):
@@ -193,7 +196,8 @@ class Training(Settings):
 
     batch: int = Field(gt=0)  # examples a step, over all ranks
     batches: dict[str, int] | None = None  # others for tasks learnt alone, by shell patterns
-    epochs: float = Field(gt=0)
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)  # of a stage of any size, in the place of `epochs`
     learning_rate: float = Field(gt=0)
     projector_learning_rate: float | None = Field(None, gt=0)  # where the projector has its own
     schedule: Literal["cosine", "constant"]
@@ -201,6 +205,16 @@ class Training(Settings):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     gradient_clip: float = Field(1.0, gt=0)  # global norm
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a stage is as long as `epochs` or `steps` says: give one of them")
+        return self
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return the steps of a stage that learns from so many examples; one at least."""
+        return self.steps or max(1, round(self.epochs * num_examples / self.batch))
 
     def of(self, tasks: tuple[str, ...]) -> Training:
         """Return the settings of a step that learns some tasks: `batch` is theirs."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from palimpsest.config import Chat, Model, TextEncoder
+from palimpsest.config import Chat, Encoder, Model
 from palimpsest.data.example import Example
 from palimpsest.files import sha256
 from palimpsest.methods.answers import IGNORE
@@ -62,6 +62,10 @@ class LMM(ABC):
     @abstractmethod
     def decode(self, token_ids: list[int]) -> str:
         """Return generated tokens as text, without special tokens."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the model with all that it is loaded with, as its publisher would."""
 
     def collate(self, encoded: list[Encoded], side: str) -> dict[str, torch.Tensor]:
         """Pad to the longest on one side: input_ids_BL, attention_mask_BL, labels_BL, and the rest.
@@ -111,6 +115,12 @@ class Conversing(LMM):
 
     config: Model
     tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+
+    def save(self, directory: Path) -> None:
+        """Write weights, config, tokenizer and image processor."""
+        for piece in (self.module, self.tokenizer, self.image_processor):
+            piece.save_pretrained(directory)
 
     @abstractmethod
     def _read(self, example: Example, text: str) -> Read:
@@ -181,7 +191,7 @@ def ending(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokens[0]
 
 
-def source(config: Model | TextEncoder) -> dict[str, str | None]:
+def source(config: Model | Encoder) -> dict[str, str | None]:
     """Return where a model's files are, as transformers' `from_pretrained` takes it.
 
     Errors: ValueError if there is no model, or its weights are not those of the config's sha256.

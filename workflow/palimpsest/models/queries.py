@@ -1,8 +1,10 @@
 """What a question looks like to a model before anything is learnt: its picture and its text.
 
-The queries of EProj, and the embeddings by which tasks are compared (He et al., arXiv 2311.16206).
+The queries of EProj, and the embeddings by which tasks are compared (He et al., arXiv 2311.16206);
+those of CORE, where a model has an encoder of pictures and texts in one space.
 
-Shapes: B examples, E width of the tower, D width of the text encoder or of the language model.
+Shapes: B examples, E width of the tower or of that space, D width of the text encoder or of the
+language model.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.data.example import Example
+from palimpsest.models.image_text import ImageText
 from palimpsest.models.lmm import Conversing, Encoded
 from palimpsest.models.text_encoder import Bert
 
@@ -20,10 +23,11 @@ from palimpsest.models.text_encoder import Bert
 class Queries:
     """Embeddings by a model's frozen tower and its text encoder; in fp32, on the CPU.
 
-    They follow the model to its device.
+    They follow the model to its device. If they are to be `aligned` with words, pictures are seen
+    by the model's encoder of pictures and texts in the place of its tower, if it has one.
     """
 
-    def __init__(self, lmm: Conversing) -> None:
+    def __init__(self, lmm: Conversing, aligned: bool = False) -> None:
         """Errors: ValueError if the model has no module of the name of its config's `tower`."""
         name, encoder = lmm.config.tower, lmm.config.text_encoder
         try:
@@ -35,18 +39,36 @@ class Queries:
             ) from None
         self.lmm = lmm
         self.encoder = Bert(encoder) if encoder else None
+        image_text = lmm.config.image_text if aligned else None
+        self.image_text = ImageText(image_text) if image_text else None
 
     def of(
         self, examples: Sequence[Example], prompts: Sequence[Encoded] | None = None
     ) -> dict[str, Tensor]:
-        """Return `image` q_BE, the tower's [CLS], and `instruction` q_BD, of the last question.
+        """Return `image` q_BE, as the tower's [CLS], and `instruction` q_BD, of the last question.
 
         The image of an example without a picture is zeros. `prompts` are the examples as the model
         reads them before it answers, if they are at hand.
         """
         prompts = prompts or [self.lmm.encode_prompt(example) for example in examples]
         questions = [example.turns[-1].question for example in examples]
-        return {"image": self._images(prompts), "instruction": self.texts(questions)}
+        if self.image_text:
+            images = self._aligned([example.image for example in examples])
+        else:
+            images = self._images(prompts)
+        return {"image": images, "instruction": self.texts(questions)}
+
+    @torch.no_grad()
+    def words(self, modality: str, texts: Sequence[str]) -> Tensor | None:
+        """Return texts as queries of a modality, `image` or `instruction`.
+
+        None for an image, if the model has no encoder of pictures and texts in one space.
+        """
+        if modality == "instruction":
+            return self.texts(texts)
+        if self.image_text is None:
+            return None
+        return self.image_text.to(self.lmm.module.device).texts(texts).cpu()
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -58,6 +80,15 @@ class Queries:
         read = [self.lmm.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         rows = [embeddings(torch.tensor(ids, dtype=torch.long, device=device)) for ids in read]
         return torch.stack([x_LD.float().sum(0) / max(1, len(x_LD)) for x_LD in rows]).cpu()
+
+    @torch.no_grad()
+    def _aligned(self, images: Sequence[bytes | None]) -> Tensor:
+        q_BE = torch.zeros(len(images), self.image_text.width)
+        shown = [row for row, image in enumerate(images) if image is not None]
+        if shown:
+            seer = self.image_text.to(self.lmm.module.device)
+            q_BE[shown] = seer.pictures([images[row] for row in shown]).cpu()
+        return q_BE
 
     @torch.no_grad()
     def _images(self, prompts: Sequence[Encoded]) -> Tensor:

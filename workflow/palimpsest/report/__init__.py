@@ -15,6 +15,7 @@ from palimpsest.report.spec import (
     RowView,
     StudyView,
     TaskView,
+    by_templates,
     judged,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "StudyView",
     "TaskView",
     "build",
+    "by_templates",
     "judged",
     "terminal_table",
 ]

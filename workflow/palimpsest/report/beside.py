@@ -50,7 +50,7 @@ class Comparison:
     def whole(self) -> bool:
         """Whether both learnt and measured all the same, so that aggregates can be compared."""
         same_rows = len(self.rows) == len(self.group.view.rows)
-        return self.group.sequential and same_rows and len(self.columns) == len(self.group.tasks)
+        return self.group.sequential and same_rows and len(self.columns) == self.group.known_T.sum()
 
     def their_row(self, row: str) -> dict[str, Value]:
         """Return the cells of a published row, by their name of the task."""

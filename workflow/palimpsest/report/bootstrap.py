@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -50,6 +50,11 @@ def resampled_means(score_KN: np.ndarray, key: str, resamples: int = RESAMPLES) 
     return np.concatenate(means)
 
 
+def with_resamples(score_KN: np.ndarray, key: str) -> np.ndarray:
+    """Return the means of K score vectors, (1 + resamples, K): the first as measured."""
+    return np.vstack([mean_parsed(score_KN), resampled_means(score_KN, key)])
+
+
 def mean_parsed(score_N: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis of the scores that are numbers, NaN where none is."""
     with np.errstate(invalid="ignore"):
@@ -68,6 +73,12 @@ def pool_seeds(value_SB: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng([SEED, num_seeds])
     pick_SB = rng.integers(num_seeds, size=(num_seeds, resamples))
     return sum(value_SB[pick_B, np.arange(resamples)] for pick_B in pick_SB) / num_seeds
+
+
+def pool_measured(each: Sequence[np.ndarray]) -> np.ndarray:
+    """Average arrays of a seed each whose first entry is as measured, and the others resamples."""
+    stacked = np.stack(each)
+    return np.concatenate([stacked[:, 0].mean(0)[None], pool_seeds(stacked[:, 1:])])
 
 
 def interval(value_B: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:

@@ -40,28 +40,30 @@ def build(views: Sequence[StudyView], out: Path) -> None:
 def _write_page(measured: list[Results], number: int, out: Path) -> None:
     """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
-    from palimpsest.report import beside, similarity, tables
+    from palimpsest.report import beside, refusals, similarity, tables
     from palimpsest.report.figures import draw_all
     from palimpsest.report.figures.style import save
     from palimpsest.report.page import Drawn, render
+    from palimpsest.report.terminal import terminal
 
     results, first = measured[number], number == 0
     compared = beside.comparisons(results)
     front = tables.front_tables(measured) if first else []
     frames = tables.frames_of(results) | beside.frames_of(results, compared)
-    frames |= similarity.frames_of(results)
+    told = refusals.told(results, measured)
+    frames |= similarity.frames_of(results) | refusals.frames_of(results, told)
     frames |= tables.front_frames(measured) if first else {}
     papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
-    papers += similarity.paper_tables(results)
+    papers += [*similarity.paper_tables(results), *refusals.paper_tables(told)]
     (out / "figures").mkdir(parents=True)
     tables.write_tables(frames, papers, out)
-    (out / TERMINAL).write_text(tables.terminal(results), encoding="utf-8")
+    (out / TERMINAL).write_text(terminal(results), encoding="utf-8")
     drawn = []
-    for picture in draw_all(results):
+    for picture in draw_all(results, told):
         svg = save(picture, out / "figures")
         print(f"report {results.view.name}: figures/{picture.name}", flush=True)
         drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
-    page = render(results, drawn, _others(measured, number), compared, front)
+    page = render(results, drawn, _others(measured, number), compared, front, told)
     (out / "index.html").write_text(page, encoding="utf-8")
 
 

@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 
 from palimpsest.files import read_json
 from palimpsest.report.bootstrap import mean_parsed
-from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView
+from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView, TaskView
+
+COLUMNS = ("id", "score", "right_kind", "combination")  # of the outcomes; the last is not in all
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One stage evaluated on one task; `value` and `right_kind` in percent, `score_N` in 0..1.
 
-    A score is NaN where a judge's reply was no number; `value` is the mean of the others.
+    A score is NaN where the measure leaves an example out, as a judge does whose reply was no
+    number; `value` is the mean of the others. `combination_N` is of unlearning, and None elsewhere.
     """
 
     path: Path
@@ -29,6 +32,7 @@ class Cell:
     value: float
     right_kind: float
     score_N: np.ndarray
+    combination_N: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -37,7 +41,7 @@ class Cell:
 
     @property
     def unparsable(self) -> int:
-        """The number of examples that have no score, because the judge's reply was no number."""
+        """The number of examples that the measure leaves out: they have no score."""
         return int(np.isnan(self.score_N).sum())
 
 
@@ -71,7 +75,8 @@ class CellReader:
                     "incomplete; ask Snakemake for `evaluate_all`, then report again"
                 )
         scores = read_json(path / "scores.json")
-        table = pq.read_table(path / "outcomes.parquet", columns=["id", "score", "right_kind"])
+        file = pq.ParquetFile(path / "outcomes.parquet")
+        table = file.read([name for name in COLUMNS if name in file.schema_arrow.names])
         cell = Cell(
             path=path,
             metric=str(scores["metric"]),
@@ -79,6 +84,9 @@ class CellReader:
             value=float("nan" if scores["value"] is None else scores["value"]),
             right_kind=100 * float(table["right_kind"].to_numpy().mean()),
             score_N=table["score"].to_numpy().astype(np.float64),
+            combination_N=(
+                table["combination"].to_numpy() if "combination" in table.column_names else None
+            ),
         )
         mean = 100 * mean_parsed(cell.score_N)
         if not np.isclose(mean, cell.value, rtol=0, atol=0.01, equal_nan=True):
@@ -88,9 +96,9 @@ class CellReader:
             )
         if cell.unparsable != scores.get("unparsable", 0):
             raise ValueError(
-                f"cell {path}: scores.json counts {scores.get('unparsable', 0)} unparsable "
-                f"replies, but outcomes.parquet has {cell.unparsable} examples without a score; "
-                "score the cell again"
+                f"cell {path}: scores.json counts {scores.get('unparsable', 0)} examples as left "
+                f"out, but outcomes.parquet has {cell.unparsable} without a score; score the cell "
+                "again"
             )
         self._check_same_as_first(task, model, cell, table["id"])
         return cell
@@ -119,12 +127,14 @@ class Matrix:
     tasks   the columns: in the order of learning where there is one
     cells   by (row, task); what was not evaluated is absent
     own_T   the row right after which a task was learnt: 0 if the base knows it, -1 if never
+    known_T whether a task is known in the end: those held out are not, and stand last
     """
 
     experiment: ExperimentView
     tasks: tuple[str, ...]
     cells: dict[tuple[int, str], Cell]
     own_T: np.ndarray
+    known_T: np.ndarray
 
     @property
     def num_rows(self) -> int:
@@ -147,8 +157,10 @@ class Matrix:
         return np.full(len(self.tasks), self.num_rows - 1)
 
 
-def read_matrix(experiment: ExperimentView, tasks: tuple[str, ...], reader: CellReader) -> Matrix:
-    """Read every cell that an experiment names; `tasks` gives the order of unordered columns."""
+def read_matrix(
+    experiment: ExperimentView, views: tuple[TaskView, ...], reader: CellReader
+) -> Matrix:
+    """Read every cell that an experiment names; `views` gives the order of unordered columns."""
     cells = {
         (index, task): reader.read(task, Path(path), experiment.model)
         for index, row in enumerate(experiment.rows)
@@ -157,6 +169,7 @@ def read_matrix(experiment: ExperimentView, tasks: tuple[str, ...], reader: Cell
     if not cells:
         raise ValueError(f"experiment {experiment.name!r}: no cell was evaluated")
     own = {task: i for i, row in enumerate(experiment.rows) for task in row.learnt}
+    tasks = [view.name for view in views]
     evaluated = {task for _, task in cells}
     unknown = sorted(evaluated - set(tasks))
     if unknown:
@@ -168,4 +181,6 @@ def read_matrix(experiment: ExperimentView, tasks: tuple[str, ...], reader: Cell
     if experiment.protocol == SEQUENTIAL:
         columns.sort(key=lambda task: own.get(task, len(experiment.rows)))
     own_T = np.array([own.get(task, -1) for task in columns])
-    return Matrix(experiment, tuple(columns), cells, own_T)
+    held_out = {view.name for view in views if view.held_out}
+    known_T = np.array([task not in held_out for task in columns])
+    return Matrix(experiment, tuple(columns), cells, own_T, known_T)

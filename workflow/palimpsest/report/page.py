@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.colors import to_hex
 
 import palimpsest
-from palimpsest.report import beside, similarity, tables
+from palimpsest.report import beside, refusals, similarity, tables
 from palimpsest.report.aggregates import AGGREGATES
 from palimpsest.report.beside import Comparison
 from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
@@ -31,6 +31,7 @@ from palimpsest.report.figures.style import (
     SERIES,
     STEPS,
 )
+from palimpsest.report.refusals import Told
 from palimpsest.report.results import Group, Results
 
 HEAT = {
@@ -44,7 +45,16 @@ THEMED = {
     **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
 }  # fmt: skip
 UNSURE = re.compile(r"[−\d.]+ [†‡]")
-SECTIONS = ("comparison", "matrix", "curves", "similarity", "radar", "kind", "examples")
+SECTIONS = (
+    "comparison",
+    "unlearning",
+    "matrix",
+    "curves",
+    "similarity",
+    "radar",
+    "kind",
+    "examples",
+)
 ZOOM = 1.5  # how much larger than in print a figure may be on the page
 
 
@@ -75,11 +85,12 @@ def render(
     others: list[tuple[str, str]],
     compared: list[Comparison],
     front: list[tables.Table],
+    told: list[Told],
 ) -> str:
     """Return the page's HTML.
 
     `others` are title and address of the pages of other measures, `compared` what is laid beside
-    published results, `front` the tables that the front page alone has.
+    published results, `front` the tables that the front page alone has, `told` what is unlearnt.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
@@ -88,11 +99,11 @@ def render(
     environment.filters["marked"] = marked
     return environment.get_template("index.html.j2").render(
         view=results.view,
-        findings=findings(results),
+        findings=refusals.findings(told) or findings(results),
         notes=results.notes,
         figures={s: [d for d in drawn if d.section == s] for s in SECTIONS},
         comparison=tables.comparison_table(results),
-        tasks=tables.task_table(results),
+        tasks=[tables.task_table(results), *tables.held_out_tables(results)],
         matrices=[tables.matrix_table(results, group) for group in results.sequential],
         differences=differences(results),
         cards=[(group, cards(results, group)) for group in results.sequential],
@@ -100,6 +111,8 @@ def render(
         others=others,
         published=published(results, compared),
         similarity=similarity.paper_tables(results),
+        unlearning=refusals.paper_tables(told),
+        explained=refusals.explained(told),
         measures=[table for table in front if table[0] == "measures"],
         costs=[table for table in front if table[0] != "measures"],
         provenance=provenance(results),

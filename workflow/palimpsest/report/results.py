@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from palimpsest.report.aggregates import AGGREGATES, average_accuracy
-from palimpsest.report.bootstrap import interval, mean_parsed, pool_seeds, resampled_means
+from palimpsest.report.bootstrap import interval, pool_measured, with_resamples
 from palimpsest.report.matrix import Cell, CellReader, Matrix, read_matrix
-from palimpsest.report.spec import DIRECT, JOINT, SEQUENTIAL, ExperimentView, StudyView
+from palimpsest.report.spec import JOINT, SEQUENTIAL, ExperimentView, StudyView
 
 Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
 Joint = tuple[list[Matrix], np.ndarray]  # joint training by seed, and (1 + resamples, R, T) of all
@@ -69,6 +69,11 @@ class Group:
         """The row right after which each task was learnt; -1 if never."""
         return self.matrices[0].own_T
 
+    @property
+    def known_T(self) -> np.ndarray:
+        """Whether each task is known in the end; those held out are not, and stand last."""
+        return self.matrices[0].known_T
+
     def end(self, task: str) -> float:
         """Return how a task ends (last row; own stage if tuned directly), NaN if not evaluated."""
         if task not in self.tasks:
@@ -94,7 +99,7 @@ class Results:
     # task -> metric, version, number of examples; a metric for each model joins them by commas
     metrics: dict[str, tuple[str, str, int]]
     unbounded: tuple[str, ...]  # tasks with an example that scored above 1: no share, so no %
-    unparsable: dict[str, tuple[int, int]]  # task -> replies that are no number, and all of them
+    unparsable: dict[str, tuple[int, int]]  # task -> examples that are left out, and all of them
 
     @property
     def sequential(self) -> tuple[Group, ...]:
@@ -138,7 +143,8 @@ class Results:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know before averaging or comparing."""
         notes = []
-        used = Counter((metric, version) for metric, version, _ in self.metrics.values())
+        known = [task.name for task in self.view.known if task.name in self.metrics]
+        used = Counter(self.metrics[task][:2] for task in known)
         if len(used) > 1:
             which = ", ".join(
                 f"{metric} version {version} ({count} of {used.total()} tasks)"
@@ -153,6 +159,16 @@ class Results:
                 f"Known to the base from the start, and trained by no stage: {which}. Right after "
                 "its own stage, such a task has the score of the base."
             )
+        if self.view.held_out:
+            which = ", ".join(task.title for task in self.view.held_out)
+            notes.append(
+                f"Held out: {which}. No stage learns these tasks and every stage is asked them; "
+                "they are in no average and in nothing that is forgotten."
+            )
+        for wording in dict.fromkeys(task.wording for task in self.view.tasks if task.wording):
+            which = [task.title for task in self.view.tasks if task.wording == wording]
+            whose = "Palimpsest’s own" if wording == "Palimpsest" else f"those of {wording}"
+            notes.append(f"Refusals and questions are {whose}: {', '.join(which)}.")
         if not self.view.knows_chance:
             notes.append("Chance is not known by this measure.")
         if self.unparsable:
@@ -160,10 +176,7 @@ class Results:
                 f"{self.view.task(task).title} {missing:,} of {total:,}"
                 for task, (missing, total) in self.unparsable.items()
             )
-            notes.append(
-                "Replies of the judge without a score, which stay out of every mean, over all "
-                f"stages: {which}."
-            )
+            notes.append(f"{self.view.measure.left_out}; over all stages: {which}.")
         return tuple(notes)
 
 
@@ -176,14 +189,14 @@ def read_results(view: StudyView) -> Results:
     """Read every cell of a study and compute its aggregates; ValueError names a bad cell."""
     reader = CellReader()
     names = tuple(task.name for task in view.tasks)
-    matrices = [read_matrix(experiment, names, reader) for experiment in view.experiments]
+    matrices = [read_matrix(experiment, view.tasks, reader) for experiment in view.experiments]
     samples = _sample_cells(matrices)
     keyed: dict[tuple[str, ...], list[Matrix]] = {}
     for matrix in matrices:
         e = matrix.experiment
         keyed.setdefault((e.name, e.model, e.method, e.order), []).append(matrix)
     joints = {
-        members[0].experiment.model: (members, _pool([_grid(m, samples) for m in members]))
+        members[0].experiment.model: (members, pool_measured([_grid(m, samples) for m in members]))
         for members in reversed(keyed.values())
         if members[0].experiment.protocol == JOINT
     }
@@ -211,7 +224,7 @@ def _metric(cells: list[Cell]) -> tuple[str, str, int]:
 
 
 def _unparsable(tasks: Iterable[str], matrices: list[Matrix]) -> dict[str, tuple[int, int]]:
-    """Count the replies that are no number, and all, over the cells of each task that has some."""
+    """Count the examples left out, and all, over the cells of each task that has such."""
     found = {}
     for task in tasks:
         own = {c.path: c for m in matrices for (_, name), c in m.cells.items() if name == task}
@@ -245,8 +258,7 @@ def _sample_cells(matrices: list[Matrix]) -> dict[Path, np.ndarray]:
             by_task.setdefault(task, {})[cell.path] = cell.score_N
     samples = {}
     for task, scores in by_task.items():
-        score_KN = np.stack(list(scores.values()))
-        all_BK = np.vstack([mean_parsed(score_KN), resampled_means(score_KN, task)]) * 100
+        all_BK = with_resamples(np.stack(list(scores.values())), task) * 100
         samples.update(zip(scores, all_BK.T, strict=True))
     return samples
 
@@ -254,12 +266,6 @@ def _sample_cells(matrices: list[Matrix]) -> dict[Path, np.ndarray]:
 def _grid(matrix: Matrix, samples: dict[Path, np.ndarray]) -> np.ndarray:
     """Return a matrix with its resamples, (1 + resamples, R, T)."""
     return np.moveaxis(matrix.grid(lambda cell: samples[cell.path]), -1, 0)
-
-
-def _pool(grids: list[np.ndarray]) -> np.ndarray:
-    """Pool seeds of arrays whose first entry is the measured one, the others resamples."""
-    stacked = np.stack(grids)
-    return np.concatenate([stacked[:, 0].mean(0)[None], pool_seeds(stacked[:, 1:])])
 
 
 def _group(
@@ -274,12 +280,12 @@ def _group(
     grids = [_grid(matrix, samples) for matrix in members]
     each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
     shared = [name for name in each[0] if all(name in one for one in each)]
-    pooled = {name: _pool([one[name] for one in each]) for name in shared}
+    pooled = {name: pool_measured([one[name] for one in each]) for name in shared}
     if view.protocol == SEQUENTIAL and "average_accuracy" in pooled:
         name, base = baseline.setdefault(view.model, (view.name, pooled["average_accuracy"]))
         if base is not pooled["average_accuracy"]:
             pooled[f"average_accuracy_minus_{name}"] = pooled["average_accuracy"] - base
-    all_BRT = _pool(grids)
+    all_BRT = pool_measured(grids)
     low_RT, high_RT = interval(all_BRT[1:])
     return Group(
         slug=slug(f"{view.name} {detail}"),
@@ -289,19 +295,16 @@ def _group(
         low_RT=low_RT,
         high_RT=high_RT,
         kind_RT=np.mean([m.grid(lambda cell: cell.right_kind) for m in members], axis=0),
-        estimates=_estimates(pooled),
-        by_seed=tuple(_estimates(one) for one in each),
+        estimates=estimated(pooled),
+        by_seed=tuple(estimated(one) for one in each),
     )
 
 
 def _aggregate(matrix: Matrix, all_BRT: np.ndarray, joint: Joint | None) -> Samples:
     """Return the aggregates of one experiment that its evaluated cells allow."""
-    protocol = matrix.experiment.protocol
-    if protocol != SEQUENTIAL:
+    if matrix.experiment.protocol != SEQUENTIAL:
         end_T = matrix.end_T
-        all_BT = all_BRT[:, end_T, np.arange(len(end_T))]
-        if protocol == DIRECT:
-            all_BT = all_BT[:, end_T >= 0]
+        all_BT = all_BRT[:, end_T, np.arange(len(end_T))][:, matrix.known_T & (end_T >= 0)]
         samples = {"average_accuracy": average_accuracy(all_BT[:, None], end_T)}
     else:
         learnt_T = matrix.own_T >= 0
@@ -327,7 +330,8 @@ def _joint_scores(joint: Joint | None, tasks: list[str]) -> np.ndarray | None:
     return all_BRT[:, -1, [members[0].tasks.index(task) for task in tasks]]
 
 
-def _estimates(samples: Samples) -> dict[str, Estimate]:
+def estimated(samples: Samples) -> dict[str, Estimate]:
+    """Return each aggregate as measured, with the interval of its resamples."""
     estimates = {}
     for name, value in samples.items():
         low, high = interval(value[1:])

@@ -52,7 +52,7 @@ def relations(results: Results) -> list[Relation]:
 
 def _relation(results: Results, key: tuple[str, str, str], matrices: list[Matrix]) -> Relation:
     lost = losses(matrices)
-    names = [task.name for task in results.view.tasks]
+    names = [task.name for task in results.view.known]
     overall_TT = results.view.similarities[key[0]]["overall"]
     similarity_P = np.array([overall_TT[names.index(a), names.index(b)] for a, b in lost])
     forgotten_P = np.array([np.mean(list(values.values())) for values in lost.values()])
@@ -105,7 +105,7 @@ def frames_of(results: Results) -> dict[str, pd.DataFrame]:
     """Return the two tables for programs; nothing for a study that asks for no similarity."""
     if not results.view.similarities:
         return {}
-    names, benchmark = [task.name for task in results.view.tasks], results.view.benchmark
+    names, benchmark = [task.name for task in results.view.known], results.view.benchmark
     alike = [
         {
             "benchmark": benchmark, "model": model, "modality": modality, "task_i": names[i],

@@ -21,36 +21,67 @@ PROTOCOLS = (SEQUENTIAL, DIRECT, JOINT, ZERO_SHOT)
 class Measure:
     """By what all cells of a report were scored.
 
-    `name` is that of the cells' directories and of the page's, `text` a sentence about it.
+    `name` is that of the cells' directories and of the page's, `text` a sentence about it, and
+    `left_out` what an example without a score is. A measure that tells whether a refusal fits is
+    the `context_of` the one that tells refusals from answers by the same rule.
     """
 
     name: str
     title: str
     text: str
+    left_out: str
+    context_of: str = ""
 
 
+METRIC, AS_PUBLISHED, FIDELITY = "metric", "as-published", "fidelity"
 MEASURES = {
-    "metric": Measure(
-        "metric",
+    METRIC: Measure(
+        METRIC,
         "Corrected metrics",
         "Each task is scored by its own metric, in the version that the table of tasks names.",
+        "Answers that the metric leaves out of every mean",
     ),
-    "as-published": Measure(
-        "as-published",
+    AS_PUBLISHED: Measure(
+        AS_PUBLISHED,
         "Metrics as published",
         "Each task is scored as the code does that was released with the benchmark’s paper, quirk "
         "for quirk, so that numbers can be laid beside others that it gave.",
+        "Answers that the released scorers leave out of every mean, such as blank ones",
+    ),
+    FIDELITY: Measure(
+        FIDELITY,
+        "Fidelity to the untouched model",
+        "How much of the base model’s own answer to the same question an answer keeps: ROUGE-L "
+        "in percent. What is to be refused is left out.",
+        "Questions that are to be refused (HH), left out on purpose: there nobody wants the old "
+        "answer",
     ),
 }
 
 
 def judged(name: str, title: str) -> Measure:
-    """Return the measure that a judge is."""
+    """Return the measure that a judge of answers is."""
     return Measure(
         name,
         title,
         "A language model judges each answer against the expected one and gives it a score; it "
         "sees no picture.",
+        "Replies of the judge without a score, which stay out of every mean",
+    )
+
+
+def by_templates(name: str, title: str, protocol: str) -> Measure:
+    """Return the measure that a judge by templates is; `protocol` is whose rule tells refusals."""
+    published = protocol == AS_PUBLISHED
+    return Measure(
+        name,
+        title,
+        "The share of what is to be refused (HH) that is refused in words that fit: the template "
+        "nearest to the answer, among those of all categories, is of the question’s own. It is the "
+        "context-aware refusal rate, CRR.",
+        "All but what is to be refused (HH), left out on purpose"
+        + (", and blank answers, as the released scorer leaves them out" if published else ""),
+        context_of=AS_PUBLISHED if published else METRIC,
     )
 
 
@@ -61,7 +92,8 @@ class TaskView:
     `chance` is in percent, by the measure of the view: the score of always giving the most
     frequent training answer; NaN where it is not known.
     `gallery` is a Parquet file of a dozen test examples: id, image (PNG bytes), question,
-    references (list of str).
+    references (list of str). No stage learns a task that is `held_out`, and each is asked it.
+    `wording` is whose refusals and questions an unlearning task has, or the file that has them.
     """
 
     name: str
@@ -70,6 +102,13 @@ class TaskView:
     metric: str
     chance: float
     gallery: Path | None = None
+    held_out: bool = False
+    wording: str = ""
+
+    @property
+    def heading(self) -> str:
+        """What stands over its column or panel among those of other tasks."""
+        return f"{self.title} (held out)" if self.held_out else self.title
 
 
 @dataclass(frozen=True)
@@ -153,7 +192,7 @@ class StudyView:
     """Everything that a report shows by one measure; `commit` is that of the code that built it.
 
     `allocated` is that of all stages of the study, each counted once. `similarities` gives for a
-    model how alike the tasks are to it: "overall" and each modality as (T, T), tasks as in `tasks`.
+    model how alike the tasks are to it: "overall" and each modality as (T, T), tasks as in `known`.
     """
 
     name: str
@@ -164,8 +203,18 @@ class StudyView:
     results_root: Path
     commit: str
     allocated: Allocation | None = None
-    measure: Measure = MEASURES["metric"]
+    measure: Measure = MEASURES[METRIC]
     similarities: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def known(self) -> tuple[TaskView, ...]:
+        """The tasks that are known in the end: all but those held out."""
+        return tuple(task for task in self.tasks if not task.held_out)
+
+    @property
+    def held_out(self) -> tuple[TaskView, ...]:
+        """The tasks that no stage learns, and each is asked."""
+        return tuple(task for task in self.tasks if task.held_out)
 
     @property
     def knows_chance(self) -> bool:

@@ -1,4 +1,4 @@
-"""Tables: CSV and Parquet for programs, Markdown and LaTeX for papers, text for a terminal."""
+"""Tables: CSV and Parquet for programs, Markdown and LaTeX for papers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pandas as pd
 from palimpsest.report import costs
 from palimpsest.report.aggregates import AGGREGATES, by_name
 from palimpsest.report.results import Estimate, Group, Results
+from palimpsest.report.spec import ExperimentView, TaskView
 
 LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "→": r"$\to$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
+    "→": r"$\to$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
     "–": "--", "[": "{[}", "]": "{]}", "†": r"\dag{}", "‡": r"\ddag{}", "|": r"\textbar{}",
 }  # fmt: skip
+BySeed = Sequence[dict[str, Estimate]]
 Table = tuple[str, str, list[str], list[list[str]]]  # name, caption, header, rows of text
 # A column's title -> the key of cost_rows, and how it is written.
 WHOSE = {"": ("title", str), "seed": ("seed", str), "stages": ("stages", str)}
@@ -41,7 +43,7 @@ ALLOCATED = WHOSE | {
 def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
     """Return every cell, long form; `of` is "value" (the metric) or "right_kind", in percent.
 
-    `n` counts the test examples; `unparsable` those that have no score and stay out of the value.
+    `n` counts the test examples; `unparsable` those that are left out, and are not in the value.
     """
     rows = []
     for group in results.groups:
@@ -50,7 +52,7 @@ def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
             for (index, task), cell in matrix.cells.items():
                 stage = view.rows[index]
                 rows.append({
-                    **_identity(results, view),
+                    **identity(results, view),
                     "lineage": stage.lineage, "stage": stage.stage, "task": task,
                     "metric": cell.metric if of == "value" else of,
                     "version": cell.version, "value": getattr(cell, of), "n": cell.n,
@@ -64,17 +66,25 @@ def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
 
 def summary_frame(results: Results) -> pd.DataFrame:
     """Return every aggregate with its interval; seed "all" pools several seeds."""
+    return estimate_frame(results, [(g, g.by_seed, g.estimates) for g in results.groups])
+
+
+def estimate_frame(
+    results: Results, found: Iterable[tuple[Group, BySeed, dict[str, Estimate]]]
+) -> pd.DataFrame:
+    """Return a row an estimate: of each group those of each seed, and those of all together."""
     rows = []
-    for group in results.groups:
-        named = [(_identity(results, m.experiment), e) for m, e in _seeds(group)]
-        if len(group.matrices) == 1:
-            named = [(named[0][0], group.estimates)]
-        else:
-            named.append(({**named[0][0], "seed": "all"}, group.estimates))
-        for identity, estimates in named:
+    for group, by_seed, pooled in found:
+        named = [
+            (identity(results, matrix.experiment), estimates)
+            for matrix, estimates in zip(group.matrices, by_seed, strict=True)
+            if len(by_seed) > 1
+        ]
+        named.append((identity(results, group.view) | {"seed": seeds_of(group)}, pooled))
+        for of_group, estimates in named:
             for metric, e in estimates.items():
                 ends = {"value": e.value, "low": e.low, "high": e.high}
-                rows.append({**identity, "metric": metric, **ends})
+                rows.append({**of_group, "metric": metric, **ends})
     keys = ["benchmark", "model", "method", "order", "seed", "metric"]
     frame = pd.DataFrame(rows, columns=[*keys, "value", "low", "high"])
     return frame.sort_values(keys, ignore_index=True)
@@ -87,7 +97,7 @@ def task_frame(results: Results) -> pd.DataFrame:
         metric, version, n = results.metrics.get(task.name, (task.metric, "", 0))
         rows.append({
             "task": task.name, "title": task.title, "category": task.category, "metric": metric,
-            "version": version, "n": n, "chance": task.chance,
+            "version": version, "n": n, "chance": task.chance, "held_out": task.held_out,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -108,7 +118,7 @@ def cost_rows(results: Results) -> list[dict[str, Any]]:
             view = matrix.experiment
             if own := costs.records(view):
                 paths.update(dict.fromkeys(own))
-                named = {**_identity(results, view), "title": group.title}
+                named = {**identity(results, view), "title": group.title}
                 rows.append({**named, **costs.cost(own, view.allocated)})
     if rows:
         named = dict.fromkeys(("model", "method", "order", "seed"), "all")
@@ -154,11 +164,13 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
     frame.to_parquet(path.with_suffix(".parquet"), index=False)
 
 
-def _seeds(group: Group):
-    return zip(group.matrices, group.by_seed, strict=True)
+def seeds_of(group: Group) -> str:
+    """Return the seed of a group, or "all" where it pools several."""
+    return _text(group.view.seed) if len(group.matrices) == 1 else "all"
 
 
-def _identity(results: Results, view) -> dict[str, str]:
+def identity(results: Results, view: ExperimentView) -> dict[str, str]:
+    """Return what tells an experiment from the others in a table for programs."""
     return {
         "benchmark": results.view.benchmark, "model": view.model, "method": view.name,
         "order": view.order, "seed": _text(view.seed),
@@ -174,7 +186,7 @@ def _text(seed: int | None) -> str:
 
 def matrix_table(results: Results, group: Group) -> Table:
     """Return the accuracy matrix of a group: a row a stage, chance below if it is known."""
-    titles = [results.view.task(task).title for task in group.tasks]
+    titles = [results.view.task(task).heading for task in group.tasks]
     rows = [
         [stage_title(results, row.stage), *map(score, value_T)]
         for row, value_T in zip(group.view.rows, group.value_RT, strict=True)
@@ -210,22 +222,51 @@ def task_table(results: Results) -> Table:
     """Return a row a task: chance, references, and own stage → last stage of each sequence."""
     header = ["task", "metric", "n", "chance", *[g.title for g in results.groups]]
     rows = []
-    for task in results.view.tasks:
-        metric, version, n = results.metrics.get(task.name, (task.metric, "", 0))
+    for task in results.view.known:
         cells = [
             f"{score(g.own(task.name))} → {score(g.end(task.name))}"
             if g.sequential
             else score(g.end(task.name))
             for g in results.groups
         ]
-        rows.append([task.title, f"{metric} {version}".strip(), str(n), score(task.chance), *cells])
-    chance = np.mean([task.chance for task in results.view.tasks])
+        rows.append([*_about(results, task), *cells])
+    chance = np.mean([task.chance for task in results.view.known])
     rows.append(["Mean", "", "", score(chance), *map(_mean, results.groups)])
     caption = (
         "Score (%) on each task; for a sequence: right after its own stage → after the last stage. "
         "Chance is the score of always giving the most frequent training answer"
     )
     return "tasks", _with_scales(results, caption), header, rows
+
+
+def held_out_tables(results: Results) -> list[Table]:
+    """Return a row a held-out task: base → after the first stage → after the last one."""
+    rows = [
+        [*_about(results, task), *[_held_out(group, task.name) for group in results.groups]]
+        for task in results.view.held_out
+    ]
+    caption = (
+        "Score (%) on each task that is held out, which no stage learns; for a sequence: the base "
+        "model → after the first stage → after the last stage with its 95 % interval. No average "
+        "has them"
+    )
+    header = ["task", "metric", "n", "chance", *[group.title for group in results.groups]]
+    return [("held-out", _with_scales(results, caption), header, rows)] if rows else []
+
+
+def _held_out(group: Group, task: str) -> str:
+    if not group.sequential or task not in group.tasks:
+        return score(group.end(task))
+    column = group.tasks.index(task)
+    base, first, last = group.value_RT[[0, 1, -1], column]
+    ends = Estimate(last, group.low_RT[-1, column], group.high_RT[-1, column])
+    return f"{score(base)} → {score(first)} → {with_interval(ends)}"
+
+
+def _about(results: Results, task: TaskView) -> list[str]:
+    """Return what a table says of a task first: title, metric, number of examples, chance."""
+    metric, version, n = results.metrics.get(task.name, (task.metric, "", 0))
+    return [task.title, f"{metric} {version}".strip(), str(n), score(task.chance)]
 
 
 def cost_tables(results: Results) -> list[Table]:
@@ -259,7 +300,8 @@ def _cost_table(name: str, caption: str, columns: dict, rows: list[dict[str, Any
 def paper_tables(results: Results) -> list[Table]:
     """Return the method comparison, the scores by task, and the matrix of each sequence."""
     matrices = [matrix_table(results, group) for group in results.sequential]
-    return [comparison_table(results), task_table(results), *matrices]
+    tasks = [task_table(results), *held_out_tables(results)]
+    return [comparison_table(results), *tasks, *matrices]
 
 
 def front_tables(measured: Sequence[Results]) -> list[Table]:
@@ -339,44 +381,3 @@ def latex(table: Table) -> str:
 
 def _latex_text(text: str) -> str:
     return "".join(LATEX_SPECIAL.get(char, char) for char in text)
-
-
-# ------------------------------------------------------------------------------ for a terminal
-
-
-def terminal(results: Results) -> str:
-    """Return the forgetting table: aggregates of each group, then own → last for each task."""
-    names = ("average_accuracy", "learning_accuracy", "bwt_coin", "forgetting")
-    short = ("after the last stage", "just learnt", "BWT (CoIN: /T)", "forgetting (/(T-1))")
-    first = [["", *short]] + [
-        [group.title, *[_plain(group.estimates.get(name)) for name in names]]
-        for group in results.groups
-    ]
-    sequences = results.sequential
-    blocks = [_columns(first)]
-    for start in range(0, len(sequences), 3):  # three beside each other fit a terminal
-        blocks.append(_columns(_own_and_last(results, sequences[start : start + 3])))
-    title = f"{results.view.title}: what was learnt, and what was kept (%, 95 % intervals)"
-    return "\n\n".join([title, *blocks, *results.notes]) + "\n"
-
-
-def _own_and_last(results: Results, groups: tuple[Group, ...]) -> list[list[str]]:
-    rows = [["own stage → last (%)", "chance", *[group.title for group in groups]]]
-    for task in results.view.tasks:
-        pairs = [f"{g.own(task.name):.1f} → {g.end(task.name):5.1f}" for g in groups]
-        rows.append([task.title, score(task.chance), *[p.replace("nan", "–") for p in pairs]])
-    return rows
-
-
-def _plain(e: Estimate | None) -> str:
-    return "" if e is None else f"{e.value:.1f} [{e.low:.1f}, {e.high:.1f}]"
-
-
-def _columns(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    rule = "─" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:]])

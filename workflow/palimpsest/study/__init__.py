@@ -15,9 +15,10 @@ from palimpsest.study.stages import (
     refuse_foreign_stages,
     stage_fingerprint,
 )
+from palimpsest.study.vocabulary import described, fetched
 
 __all__ = [
-    "RESULTS", "Experiment", "Manner", "Plan", "check_record", "history", "identity",
-    "initial_of", "manner_of", "method_of", "plan", "refuse_foreign_stages", "scorer",
+    "RESULTS", "Experiment", "Manner", "Plan", "check_record", "described", "fetched", "history",
+    "identity", "initial_of", "manner_of", "method_of", "plan", "refuse_foreign_stages", "scorer",
     "stage_fingerprint",
 ]  # fmt: skip

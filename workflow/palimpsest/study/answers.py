@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from palimpsest.config import AS_PUBLISHED, CONFIG, METRIC, Model, Task, load
+from palimpsest.config import AS_PUBLISHED, CONFIG, FIDELITY, METRIC, Model, Task, load
 from palimpsest.refusal import ConfigError
 
 
@@ -48,6 +48,8 @@ def scorer(model: str, task: str, measure: str) -> tuple[str, dict[str, Any]]:
     config = load(Task, task)
     if measure == METRIC:
         return config.metric, config.metric_options
+    if measure == FIDELITY:
+        return "fidelity", {}
     published = load(Model, model).as_published
     return (published and _fitting(published.metrics, task)) or config.as_published, {}
 

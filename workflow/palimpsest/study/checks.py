@@ -11,7 +11,7 @@ from pathlib import Path
 from palimpsest.config import (
     AS_PUBLISHED,
     CONFIG,
-    METRIC,
+    RULES,
     Benchmark,
     Download,
     Judge,
@@ -20,6 +20,7 @@ from palimpsest.config import (
     Study,
     T,
     Task,
+    Vocabulary,
     check_named,
     load,
 )
@@ -27,7 +28,9 @@ from palimpsest.lineage import Stage
 from palimpsest.refusal import ConfigError, check_known
 from palimpsest.study.answers import manner_of
 from palimpsest.study.stages import RESULTS
+from palimpsest.study.vocabulary import described, fetched, keywords_of
 
+FOLDED = ("lora", "subset")  # the adapters whose `mergeable` says so; to ask them needs torch
 LONGEST_PATH = 200  # characters; with rule, task and measure it stays below 255
 
 
@@ -46,7 +49,7 @@ def check_evaluation(where: Path, study: Study, benchmark: Benchmark) -> None:
                         f"{where}: measures: {measure!r} needs `as_published` in "
                         f"{CONFIG}/tasks/{task}.yaml: the metric that follows the released scorer"
                     )
-        elif measure != METRIC:
+        elif measure not in RULES:
             load_named(Judge, measure, f"{where}: measures")
     if study.evaluation.generation == AS_PUBLISHED:
         for model in study.models:
@@ -74,17 +77,46 @@ def check_reference(where: str, key: str, study: Study, benchmark: Benchmark) ->
             )
 
 
-def check_parts(name: str, model: Model) -> None:
-    """ConfigError if what a model is put together from is not known, or where it would stand."""
+def check_made(name: str, model: Model, heirs: tuple[str, ...] = ()) -> None:
+    """ConfigError if what a model is made of is not known or not fit, or where it would stand.
+
+    `heirs` are the models that are exported from stages of this one.
+    """
     where = f"{CONFIG}/models/{name}.yaml"
     for download in model.downloads:
         check_named(Download, download, f"{where}: parts")
     made = RESULTS / "models" / name
-    if model.parts and Path(model.weights) != made:
+    if model.is_made and Path(model.weights) != made:
         raise ConfigError(
-            f"{where}: weights: found {model.weights!r}: should be {str(made)!r}, where its parts "
-            "are put together; weights that are there as they are need `parts: null`"
+            f"{where}: weights: found {model.weights!r}: should be {str(made)!r}, where they are "
+            "made; weights that are there as they are need `parts: null` and `exported: null`"
         )
+    if model.exported is not None:
+        _check_exported(where, model, (*heirs, name))
+
+
+def _check_exported(where: str, model: Model, heirs: tuple[str, ...]) -> None:
+    """ConfigError if a model cannot be exported from the stage that it names."""
+    where = f"{where}: exported"
+    try:
+        stage = Stage.parse(model.exported)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if model.parts or stage.method is None or stage.model in heirs:
+        raise ConfigError(
+            f"{where}: found {str(stage)!r}: should be a trained stage of another model, and the "
+            "model have no `parts` beside"
+        )
+    check_named(Benchmark, stage.benchmark, where)
+    for task in stage.lineage.learnt:
+        check_named(Task, task, where)
+    adapter = load_named(Method, stage.method, where).of(stage.model).adapter.name
+    if adapter not in FOLDED:
+        raise ConfigError(
+            f"{where}: adapter {adapter!r} of {CONFIG}/methods/{stage.method}.yaml cannot be "
+            f"folded into the weights; name a stage of a method with {' or '.join(FOLDED)}"
+        )
+    check_made(stage.model, load_named(Model, stage.model, where), heirs)
 
 
 def check_seeing(where: Path, model_name: str, model: Model, study: Study) -> None:
@@ -128,6 +160,26 @@ def check_router(model_name: str, model: Model, method_name: str, method: Method
             f"{CONFIG}/models/{model_name}.yaml: tower: is missing: method "
             f"{CONFIG}/methods/{method_name}.yaml tells tasks apart by what that module sees"
         )
+
+
+def check_concepts(method_name: str, method: Method, tasks: Sequence[str]) -> None:
+    """ConfigError if a method knows tasks by concepts, and has none for a keyword of one."""
+    name = getattr(method.router, "described", None)
+    if name is None:
+        return
+    check_named(Vocabulary, name, f"{CONFIG}/methods/{method_name}.yaml: router.described")
+    for download in fetched(method):
+        check_named(Download, download, f"{CONFIG}/concepts/{name}.yaml: files")
+    if not all((RESULTS / "downloads" / one / "download.json").exists() for one in fetched(method)):
+        return  # it is looked at when they are there
+    known = described(method)
+    for task in tasks:
+        for keyword in keywords_of(task):
+            if keyword not in known:
+                raise ConfigError(
+                    f"{CONFIG}/concepts/{name}.yaml: {keyword}: is missing: a keyword of "
+                    f"{CONFIG}/tasks/{task}.yaml, which needs texts for `image` and `text`"
+                )
 
 
 def check_lengths(where: Path, stages: tuple[Stage, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from palimpsest.config import (
@@ -21,7 +22,8 @@ from palimpsest.config import (
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.refusal import check_known
 from palimpsest.study import checks
-from palimpsest.study.stages import RESULTS
+from palimpsest.study.stages import RESULTS, method_of, starts
+from palimpsest.study.vocabulary import fetched
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Experiment:
         return f"{self.model} {self.name} {self.order}"
 
     def cells(self, stage: Stage, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the tasks that one of its stages is evaluated on: all, or those it knows."""
+        """Return the tasks that a stage is evaluated on: all, or what it knows and held out."""
         if self.protocol == "direct":
             return stage.lineage.learnt
         if self.only_learnt and stage.parent:
-            return (*load(Benchmark, self.benchmark).initial, *stage.lineage.learnt)
+            benchmark = load(Benchmark, self.benchmark)
+            return (*benchmark.initial, *stage.lineage.learnt, *benchmark.held_out)
         return tasks
 
 
@@ -63,19 +66,39 @@ class Plan:
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks of the benchmark: the initial ones, then its first order."""
+        """The tasks of the benchmark: the initial ones, its first order, those held out."""
         return load(Benchmark, self.study.benchmark).tasks
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The tasks that are known in the end: all but those held out."""
+        return load(Benchmark, self.study.benchmark).known
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Every stage once, bases and parents before those that need them."""
+        """Every stage once, bases and parents before those that need them.
+
+        Those that a model is exported from come first; they may be in no experiment.
+        """
+        first = (stage for model in self.study.models for stage in starts(model))
         found = dict.fromkeys(stage for e in self.experiments for stage in e.stages)
-        return tuple(sorted(found, key=lambda stage: len(stage.lineage.steps)))
+        return tuple(dict.fromkeys((*first, *sorted(found, key=lambda s: len(s.lineage.steps)))))
 
     @property
     def trained(self) -> tuple[Stage, ...]:
         """The stages that are training jobs: all but the bases."""
         return tuple(stage for stage in self.stages if stage.parent)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the study, and those that they were exported from."""
+        return tuple(dict.fromkeys(stage.model for stage in self.stages))
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The tasks whose data is needed: those that are evaluated, and those that are learnt."""
+        learnt = (task for stage in self.trained for task in stage.lineage.last)
+        return tuple(dict.fromkeys((*self.tasks, *learnt)))
 
     @cached_property
     def cells(self) -> tuple[tuple[Stage, str], ...]:
@@ -85,9 +108,11 @@ class Plan:
 
     @property
     def downloads(self) -> tuple[str, ...]:
-        """What must have been fetched: that of the tasks, and that of the models."""
-        needy = [*(load(Task, t) for t in self.tasks), *(load(Model, m) for m in self.study.models)]
-        return tuple(dict.fromkeys(name for one in needy for name in one.downloads))
+        """What must have been fetched: that of the tasks, of the models, and of concepts."""
+        needy = [*(load(Task, t) for t in self.data), *(load(Model, m) for m in self.models)]
+        concepts = (fetched(method_of(stage)) for stage in self.trained)
+        names = chain((one.downloads for one in needy), concepts)
+        return tuple(dict.fromkeys(chain.from_iterable(names)))
 
     def cell(self, stage: Stage, task: str) -> Path:
         """Return the directory of a cell, as the study evaluates it."""
@@ -135,7 +160,8 @@ def plan(name: str) -> Plan:
     for order in study.orders:
         check_known(order, benchmark.orders, f"{where}: orders", "order")
     for task in benchmark.tasks:
-        key = "initial" if task in benchmark.initial else "orders"
+        found = (key for key in ("initial", "held_out") if task in getattr(benchmark, key))
+        key = next(found, "orders")
         config = checks.load_named(Task, task, f"{CONFIG}/benchmarks/{study.benchmark}.yaml: {key}")
         for download in config.downloads:
             check_named(Download, download, f"{CONFIG}/tasks/{task}.yaml: downloads")
@@ -147,13 +173,14 @@ def plan(name: str) -> Plan:
             methods.setdefault(reference.method, f"{where}: references.{key}.method")
     for model_name in study.models:
         model = checks.load_named(Model, model_name, f"{where}: models")
-        checks.check_parts(model_name, model)
+        checks.check_made(model_name, model)
         checks.check_seeing(where, model_name, model, study)
         for method_name, named_at in methods.items():
             method = checks.load_named(Method, method_name, named_at)
             checks.check_batches(model_name, model, method_name, method, benchmark.to_learn)
             checks.check_trainable(model_name, model, method_name, method)
             checks.check_router(model_name, model, method_name, method)
+            checks.check_concepts(method_name, method.of(model_name), benchmark.to_learn)
     planned = Plan(name, study, tuple(_experiments(study)))
     checks.check_lengths(where, planned.stages)
     checks.check_published(where, study, [one.key for one in planned.experiments])

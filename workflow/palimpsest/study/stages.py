@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from palimpsest.config import Benchmark, Method, Model, Task, load
 from palimpsest.files import fingerprint, read_json
 from palimpsest.lineage import Stage
 from palimpsest.refusal import ConfigError
+from palimpsest.study.vocabulary import described, keywords_of
 
 RESULTS = Path("results")
 
@@ -20,12 +22,12 @@ def identity(stage: Stage) -> dict[str, Any]:
     """Return everything that decides a stage's numbers, the parent's fingerprint included."""
     model = load(Model, stage.model)
     if stage.parent is None:
-        return {"model": model.science()}
+        return {"model": _science(model)}
     method = method_of(stage)
     decisive = {
         "lineage": str(stage.lineage),
         "seed": stage.seed,
-        "model": model.science(),
+        "model": _science(model),
         "method": method.science(),
         "benchmark": load(Benchmark, stage.benchmark).science(),
         "tasks": {task: load(Task, task).science() for task in stage.lineage.last},
@@ -33,9 +35,32 @@ def identity(stage: Stage) -> dict[str, Any]:
     }
     if method.router or method.compares_tasks:
         decisive["comparing"] = model.comparing
+    if known := described(method):
+        decisive["comparing"] = model.aligning
+        own = [keyword for task in stage.lineage.last for keyword in keywords_of(task)]
+        texts = {keyword: known[keyword].model_dump() for keyword in own or known}
+        decisive["described"] = fingerprint(texts)
     if initial := initial_of(stage):  # a list: the order counts
         decisive["history"] = [[task, load(Task, task).science()] for task in initial]
     return decisive
+
+
+def _science(model: Model) -> dict[str, Any]:
+    """Return the settings of a model; of a stage that it was exported from, the fingerprint."""
+    content = model.science()
+    if model.exported:
+        content["exported"] = stage_fingerprint(Stage.parse(model.exported))
+    return content
+
+
+def starts(model: str) -> tuple[Stage, ...]:
+    """Return the stages that must be trained before a model's weights are there, oldest first."""
+    exported = load(Model, model).exported
+    if exported is None:
+        return ()
+    last = Stage.parse(exported)
+    line = (replace(last, lineage=lineage) for lineage in last.lineage.prefixes)
+    return (*starts(last.model), *line)
 
 
 def history(stage: Stage) -> tuple[tuple[str, ...], ...]:
@@ -50,14 +75,13 @@ def history(stage: Stage) -> tuple[tuple[str, ...], ...]:
 def initial_of(stage: Stage) -> tuple[str, ...]:
     """Return the initial tasks that a stage looks back on: the first of its lineage sees to all.
 
-    A method looks back if it has a regulariser, rehearsal or a router; what they need of these
-    tasks (importances, examples, keys) they hand on to the stages after it.
+    What a method needs of these tasks if it looks back (importances, examples, keys) it hands on
+    to the stages after it.
     """
     initial = load(Benchmark, stage.benchmark).initial
     if not initial or len(stage.lineage.steps) != 1:
         return ()
-    method = method_of(stage)
-    return initial if method.regulariser or method.rehearsal or method.router else ()
+    return initial if method_of(stage).looks_back else ()
 
 
 def method_of(stage: Stage) -> Method:

@@ -48,9 +48,8 @@ class Curriculum(Sequence):
 
     def _epochs(self, num_examples: int) -> list[int]:
         """Return the order of a stage that learns from examples 0 … num_examples - 1 alone."""
-        batch = self.training.batch
-        num_steps = max(1, round(self.training.epochs * num_examples / batch))
-        return epochs(num_examples, num_steps * batch, *self.key, "new")
+        num_samples = self.training.num_steps(num_examples) * self.training.batch
+        return epochs(num_examples, num_samples, *self.key, "new")
 
     def __len__(self) -> int:
         return len(self.order)

@@ -1,8 +1,8 @@
 """The training loop of a stage, to be read and trusted.
 
 One step: micro-batches x ranks x accumulation = the global batch, and the loss is the mean over
-all answer tokens of the global batch, so that 1 rank or 16 take the same steps. To it comes the
-penalty of a regulariser, in each micro-batch by its share of the answer tokens.
+all answer tokens of the global batch, so that 1 rank or 16 take the same steps. To it come the
+penalties of a method, in each micro-batch by its share of the answer tokens.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ import torch.distributed as dist
 from torch import nn
 
 from palimpsest.config import Training
+from palimpsest.methods.adapter import Adapter
 from palimpsest.methods.answers import IGNORE, logits
 from palimpsest.methods.regulariser import Regulariser
 from palimpsest.training.engine import Engine, World
 
 
 class AnswerLoss(nn.Module):
-    """Negative log-likelihood of the answers, and the penalty on forgetting beside it.
+    """Negative log-likelihood of the answers, and the penalties on forgetting beside it.
 
-    Both are sums over the S answer tokens of a batch: the penalty counts S times.
+    Both are sums over the S answer tokens of a batch: a penalty counts S times.
     """
 
-    def __init__(self, module: nn.Module, regulariser: Regulariser | None = None) -> None:
+    def __init__(self, module: nn.Module, *protectors: Regulariser | Adapter) -> None:
+        """Each of the `protectors` has a `penalty`."""
         super().__init__()
         self.module = module
-        self.regulariser = regulariser
+        self.protectors = protectors
 
     def forward(
         self, labels: torch.Tensor, **batch: torch.Tensor
@@ -39,10 +41,11 @@ class AnswerLoss(nn.Module):
         """Return both sums for labels_BL and the other inputs of a batch."""
         logits_SV, target_S = logits(self.module, labels, **batch)
         loss = nn.functional.cross_entropy(logits_SV, target_S, reduction="sum")
-        if self.regulariser is None:
-            return loss, torch.zeros_like(loss)
-        penalty = self.regulariser.penalty(self.module, logits_SV, labels, batch)
-        return loss, penalty * len(target_S)
+        total = torch.zeros_like(loss)
+        for part in self.protectors:
+            penalty = part.penalty(self.module, logits_SV, labels, batch)
+            total = total + penalty * len(target_S)
+        return loss, total
 
 
 def schedule(training: Training, num_steps: int) -> Callable[[int], float]:

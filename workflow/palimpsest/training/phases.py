@@ -1,9 +1,9 @@
 """What a stage does before and after its steps, for the parts of its method that ask for it.
 
-    keys          before the steps: where the router sends what the new task asks
+    routes        before the steps: where the router sends what the new task asks (`routes.py`)
     importance    after the steps: what the regulariser holds on to when the next task is learnt
 
-Tasks that the base already knows (`initial` of a benchmark) take both phases in the first stage.
+Tasks that the base already knows (`initial` of a benchmark) take phases in the first stage.
 A phase depends on nothing but the model, the examples and the seed, and its result is kept in the
 resume directory: a stage that is killed between two phases goes on with the next.
 """
@@ -22,22 +22,21 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from palimpsest.config import Method
+from palimpsest.data.example import Example
 from palimpsest.embeddings import read_steps
 from palimpsest.lineage import Stage
 from palimpsest.methods import regulariser
-from palimpsest.methods.keys import Keys
 from palimpsest.methods.similarity import to_history
 from palimpsest.models.lmm import LMM
-from palimpsest.models.queries import Queries
 from palimpsest.models.routing import ROUTER
 from palimpsest.study import history
 from palimpsest.tasks import Examples
 from palimpsest.training.engine import World
-from palimpsest.training.order import generator, step_seed
+from palimpsest.training.order import generator
 from palimpsest.training.resume import Resume
+from palimpsest.training.routes import Routes
 
 REGULARISER = "regulariser.safetensors"
-AT_ONCE = 32  # examples of which queries are computed
 
 
 class Phases:
@@ -52,12 +51,12 @@ class Phases:
         self.history = history(stage)
         self.is_first = stage.parent.parent is None
         parent = stage.parent.directory(results)
-        self.regulariser = self.router = None
+        self.regulariser = self.routes = None
         if method.regulariser:
             state = {} if self.is_first else load_file(parent / REGULARISER)
             self.regulariser = regulariser.build(method.regulariser, state)
         if method.router:
-            self.router = Keys(method.router, {} if self.is_first else load_file(parent / ROUTER))
+            self.routes = Routes(stage, results, method, lmm, resume)
 
     @property
     def protector(self) -> regulariser.Regulariser | None:
@@ -69,20 +68,26 @@ class Phases:
         """Whether the regulariser asks, after the steps, what was important."""
         return self.regulariser is not None and self.regulariser.needs_importance
 
-    def before(self, sharded: bool) -> None:
-        """Take the phases before the steps, while the model is plain; later it may be `sharded`."""
+    def before(self, pool: Sequence[Example], sharded: bool) -> dict[str, Tensor]:
+        """Take the phases before the steps, while the model is plain; later it may be `sharded`.
+
+        Returns what the model is told beside the pictures of what is learnt: see `Routes.before`.
+        """
         initial = self.history if self.is_first else ()
         if self.weighs and initial:
             self.regulariser.state = self.resume.once("importance-initial", self._initially)
-        if self.router:
-            new = (*initial, self.stage.lineage.last)
-            self.router.state = self.resume.once("keys", lambda: self._keys(new))
+        beside = self.routes.before(pool) if self.routes else {}
         if self.protector:
             module = deepcopy(self.lmm.module) if sharded else self.lmm.module
             self.protector.begin(module, self._similarities())
+        return beside
 
-    def after(self, lmm: LMM, weights: Mapping[str, Tensor]) -> None:
-        """Take the phase after the steps; `weights` are what has been learnt, by name."""
+    def settled(self, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what has been learnt, by name, as it is after the router had its say."""
+        return self.routes.after(learnt) if self.routes else learnt
+
+    def remember(self, lmm: LMM, weights: Mapping[str, Tensor]) -> None:
+        """Take the phase after the steps, if it `weighs`; `weights` were trained, by name."""
         if self.weighs:
             self.regulariser.state = self.resume.once(
                 "importance", lambda: self._remembered(lmm, self.stage.lineage.last, weights)
@@ -90,7 +95,8 @@ class Phases:
 
     def save(self, out: Path) -> None:
         """Write what the next stage will need into a stage directory."""
-        for part, name in ((self.regulariser, REGULARISER), (self.router, ROUTER)):
+        router = self.routes and self.routes.router
+        for part, name in ((self.regulariser, REGULARISER), (router, ROUTER)):
             if part:
                 save_file({k: t.contiguous() for k, t in part.state.items()}, out / name)
 
@@ -122,20 +128,6 @@ class Phases:
         mean = {name: value.cpu() / len(examples) for name, value in total.items()}
         self.regulariser.remember(mean, weights)
         return self.regulariser.state
-
-    def _keys(self, steps: Sequence[tuple[str, ...]]) -> dict[str, Tensor]:
-        """Return the router's state with the keys of more steps."""
-        queries = Queries(self.lmm)
-        for step in steps:
-            examples = self._sample(step, self.method.router.examples, "keys")
-            starts = range(0, len(examples), AT_ONCE)
-            found = [
-                queries.of([examples[i] for i in range(k, min(k + AT_ONCE, len(examples)))])
-                for k in tqdm(starts, f"queries of {'+'.join(step)}", disable=self._is_quiet)
-            ]
-            asked = {name: torch.cat([q[name] for q in found]) for name in found[0]}
-            self.router.learn(asked, step_seed(self.stage.seed, *step, "keys"))
-        return self.router.state
 
     def _similarities(self) -> list[float]:
         """Return how similar the step to come is to each of the history, if that is asked."""

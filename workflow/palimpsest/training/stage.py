@@ -59,7 +59,7 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
         return _StageRun(stage, results, model, method, attempts).run(stopped)
     except Exception as error:
         with suppress(OSError):  # the disk may be full
-            attempts.end(_told(error, stage))
+            attempts.end(_reason(error, stage))
         raise
 
 
@@ -75,10 +75,6 @@ class _StageRun:
         self.world = zero.join(model, method.training.batch)
         torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
         self.lmm, self.adapter = self._as_parent_left()
-        self.shares_looking = model.zero_stage == 3 or any(
-            p.requires_grad and name.startswith(f"{model.projector}.")
-            for name, p in self.lmm.module.named_parameters()
-        )
         self.curriculum, self.lengths = self._curriculum()
         ranks = {"ranks": self.world.size, "zero_stage": model.zero_stage}
         self.resume = Resume(
@@ -89,15 +85,20 @@ class _StageRun:
         """Take the phases and steps that are left; return the exit code."""
         self.lmm.module.to(self.world.device)
         phases = Phases(self.stage, self.results, self.method, self.lmm, self.world, self.resume)
+        self.beside = phases.before(self.curriculum.pool, sharded=self.model.zero_stage == 3)
+        self.shares_looking = self.model.zero_stage == 3 or any(
+            p.requires_grad and name.startswith(f"{self.model.projector}.")
+            for name, p in self.lmm.module.named_parameters()
+        )
         longest, protector = max(self.lengths), phases.protector
         self._say(memory.estimate(self.lmm, self.model, self.world, longest, protector))
-        phases.before(sharded=self.model.zero_stage == 3)
         if not self._learn(phases, stopped):
             zero.leave()
             return REQUEUE
         learnt = zero.gather(self.lmm.module, self.model.zero_stage, self.adapter.owns)
+        learnt = phases.settled(learnt)
         if phases.weighs:
-            phases.after(self._as_learnt(learnt), self._trained(learnt))
+            phases.remember(self._as_learnt(learnt), self._trained(learnt))
         if self.world.rank == 0:
             self._hand_on(learnt, phases)
             self.resume.clear()
@@ -108,7 +109,9 @@ class _StageRun:
         """Take the steps that are left; return whether it was not stopped before the end."""
         num_steps = self.curriculum.num_steps
         factor = loop.schedule(self.method.training, num_steps)
-        objective = loop.AnswerLoss(self.lmm.module, phases.protector)
+        adapter = self.adapter if self.adapter.penalises else None
+        protectors = [part for part in (adapter, phases.protector) if part]
+        objective = loop.AnswerLoss(self.lmm.module, *protectors)
         engine = zero.start(objective, self.model, self.method, self.world, factor)
         first = self._resumed(engine)
         progress = self._progress(first) if self.world.rank == 0 else None
@@ -117,7 +120,7 @@ class _StageRun:
         steps = loop.steps(engine, loader, self.world, self._noise, asked, first, num_steps)
         for step in steps:
             if progress:
-                penalty = {"penalty": step.penalty} if phases.protector else {}
+                penalty = {"penalty": step.penalty} if protectors else {}
                 rate = self.method.training.learning_rate * factor(step.done - 1)
                 progress.step(step.done, step.tokens, loss=step.loss, **penalty, learning_rate=rate)
             if step.done == num_steps and not phases.weighs:
@@ -193,7 +196,7 @@ class _StageRun:
             for batch in batches[first:]
             for share in order.share_of_rank(batch, world.rank, world.size, world.micro_batch)
         ]
-        samples = _Encoded(self.curriculum, self.lmm)
+        samples = _Encoded(self.curriculum, self.lmm, self.beside)
         return iter(
             DataLoader(
                 samples,
@@ -211,7 +214,9 @@ class _StageRun:
         """
         if self.shares_looking and not any(row.pictures for row in rows):
             shown = self.lmm.encode(Example("blank", black((64, 64)), (Turn("", ""),), ()))
-            rows = [*rows, replace(shown, labels=[IGNORE] * len(shown.labels))]
+            shown = replace(shown, labels=[IGNORE] * len(shown.labels))
+            blank = {name: torch.zeros_like(x_N[:1]) for name, x_N in self.beside.items()}
+            rows = [*rows, _told(shown, blank)]
         return self.lmm.collate(rows, "right")
 
     def _noise(self, step: int) -> int:
@@ -294,14 +299,24 @@ class _StageRun:
 class _Encoded(Dataset):
     """Samples as the model reads them."""
 
-    def __init__(self, curriculum: Curriculum, lmm: LMM) -> None:
-        self.curriculum, self.lmm = curriculum, lmm
+    def __init__(self, curriculum: Curriculum, lmm: LMM, beside: dict[str, torch.Tensor]) -> None:
+        self.curriculum, self.lmm, self.beside = curriculum, lmm, beside
 
     def __len__(self) -> int:
         return len(self.curriculum)
 
     def __getitem__(self, position: int) -> Encoded:
-        return self.lmm.encode(self.curriculum[position])
+        row = self.curriculum.order[position]
+        beside = {name: x_N[row : row + 1] for name, x_N in self.beside.items()}
+        return _told(self.lmm.encode(self.curriculum[position]), beside)
+
+
+def _told(encoded: Encoded, beside: dict[str, torch.Tensor]) -> Encoded:
+    """Give inputs to go beside an example's picture, and how many answer tokens it has."""
+    if not (beside and encoded.pictures):
+        return encoded
+    answers = torch.tensor([sum(label != IGNORE for label in encoded.labels[1:])])
+    return replace(encoded, pictures={**encoded.pictures, **beside, "answers": answers})
 
 
 def _stop_signal(seconds_left: float | None) -> Callable[[], str | None]:
@@ -319,7 +334,7 @@ def _stop_signal(seconds_left: float | None) -> Callable[[], str | None]:
     return why
 
 
-def _told(error: Exception, stage: Stage) -> str:
+def _reason(error: Exception, stage: Stage) -> str:
     """Return why an attempt ended, by the exception that ended it."""
     if isinstance(error, torch.OutOfMemoryError):  # more of the host's memory would not help
         return f"out of GPU memory: lower micro_batch in {CONFIG}/models/{stage.model}.yaml"

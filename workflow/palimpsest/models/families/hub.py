@@ -5,6 +5,7 @@ Its own processor turns pictures into tensors, and their placeholders into token
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -60,7 +61,7 @@ class Hub(Conversing):
 
     def __init__(self, config: Model, module: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.config, self.module, self.processor = config, module, processor
-        self.tokenizer = processor.tokenizer
+        self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
         self.end_id = ending(config.chat, self.tokenizer)
         self.pad_id = self.tokenizer.pad_token_id
         if self.pad_id is None:
@@ -73,6 +74,11 @@ class Hub(Conversing):
             )
         usual = self._read(Example("usual", black(USUAL), (), ()), config.chat.image)
         self.image_length = len(usual.input_ids)
+
+    def save(self, directory: Path) -> None:
+        """Write weights, config and processor."""
+        self.module.save_pretrained(directory)
+        self.processor.save_pretrained(directory)
 
     def _read(self, example: Example, text: str) -> Read:
         found = self.processor(

@@ -156,6 +156,12 @@ class Blip(Conversing):
                 "for the query tokens of a picture"
             )
 
+    def save(self, directory: Path) -> None:
+        """Write what any model is loaded with, and the Q-Former's tokenizer."""
+        super().save(directory)
+        if self.qformer_tokenizer is not None:
+            self.qformer_tokenizer.save_pretrained(directory / QFORMER_TOKENIZER)
+
     def _read(self, example: Example, text: str) -> Read:
         if example.image is None:
             raise ValueError(

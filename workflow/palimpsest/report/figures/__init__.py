@@ -6,13 +6,24 @@ from collections.abc import Iterator
 
 from matplotlib import pyplot as plt
 
-from palimpsest.report.figures import comparison, curves, examples, heatmap, kind, radar, similarity
+from palimpsest.report.figures import (
+    comparison,
+    curves,
+    examples,
+    heatmap,
+    kind,
+    radar,
+    similarity,
+    unlearning,
+)
 from palimpsest.report.figures.style import RC, Picture
+from palimpsest.report.refusals import Told
 from palimpsest.report.results import Results
 
 
-def draw_all(results: Results) -> Iterator[Picture]:
-    """Yield every figure that the study's experiments allow."""
+def draw_all(results: Results, told: list[Told]) -> Iterator[Picture]:
+    """Yield every figure that the study's experiments allow, and what is told of unlearning."""
     with plt.rc_context(RC):
         for module in (comparison, heatmap, curves, similarity, radar, kind, examples):
             yield from module.draw(results)
+        yield from unlearning.draw(told)

@@ -120,7 +120,7 @@ def _scores(results: Results, axis) -> None:
             _reference(group, y, axis)
     if chance:
         axis.plot(
-            np.mean([t.chance for t in results.view.tasks]), places[-1], "D", color=MUTED, ms=3.5
+            np.mean([t.chance for t in results.view.known]), places[-1], "D", color=MUTED, ms=3.5
         )
     axis.set_yticks(places, [*_titles(sequences), *_titles(references), *chance])
     axis.set_ylim(places[-1] - 0.6, 0.6)

@@ -15,6 +15,7 @@ from palimpsest.report.figures.style import (
     legend_above,
     panels,
     stage_axis,
+    title_panel,
     wrap,
 )
 from palimpsest.report.results import Group, Results
@@ -54,7 +55,7 @@ def _draw(results: Results, groups: tuple[Group, ...]):
         axis.axhline(results.view.task(task).chance, color=MUTED, lw=0.9, ls=":", zorder=1)
         if joint and np.isfinite(joint.end(task)):
             axis.axhline(joint.end(task), color=MUTED, lw=0.9, ls="--", zorder=1)
-        axis.set_title(results.view.task(task).title, loc="left", pad=3)
+        title_panel(axis, results.view.task(task))
         stage_axis(axis, num_stages, bottom=k >= len(tasks) - 4, left=k % 4 == 0, high=high)
     legend_above(figure, handles)
     return figure

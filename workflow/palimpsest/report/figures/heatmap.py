@@ -32,10 +32,14 @@ def draw(results: Results) -> list[Picture]:
 def _draw(results: Results, group: Group) -> Picture:
     value_RT = group.value_RT
     num_rows, num_tasks = value_RT.shape
+    num_known = int(group.known_T.sum())
+    mean_at = num_known + GAP
+    left_T = np.arange(num_tasks) + np.where(group.known_T, 0, 1 + 2 * GAP)
+    right = max(mean_at, left_T[-1]) + 1
     titles = [results.view.task(task).title for task in group.tasks]
     stages = [wrap(stage_title(results, row.stage), 18, 2) for row in group.view.rows]
     label = 0.35 + 0.062 * max(len(line) for s in stages for line in s.split("\n"))
-    width = max(COLUMN, label + 0.27 * (num_tasks + 1 + GAP) + 0.08)
+    width = max(COLUMN, label + 0.27 * right + 0.08, label + 0.4 * COLUMN + 0.75)
     under = 0.32 + 0.045 * max(map(len, titles))
     tall = 0.225 * (num_rows + 1 + GAP) + under + 0.62
     figure, axis = plt.subplots(figsize=(width, tall))
@@ -47,19 +51,22 @@ def _draw(results: Results, group: Group) -> Picture:
         mean_parsed(row[(group.own_T <= t) & (group.own_T >= 0)]) if t else np.nan
         for t, row in enumerate(value_RT)
     ]
-    chance = [results.view.task(task).chance for task in group.tasks]
+    chance = np.array([[results.view.task(task).chance for task in group.tasks]])
     below = "chance" if results.view.knows_chance else ""
-    _block(axis, value_RT, 0, 0, high)
-    _block(axis, np.array(learnt)[:, None], num_tasks + GAP, 0, high)
-    mesh = _block(axis, np.array(chance)[None], 0, num_rows + GAP, high)
+    mesh = _block(axis, np.array(learnt)[:, None], mean_at, 0, high)
+    for column, left in enumerate(left_T):
+        _block(axis, value_RT[:, column, None], left, 0, high)
+        _block(axis, chance[:, column, None], left, num_rows + GAP, high)
+    if num_known < num_tasks:
+        axis.text((left_T[num_known] + right) / 2, -0.15, "held out", fontsize=6, ha="center")
     for column, row in enumerate(group.own_T):
         if row >= 0:
             axis.add_patch(
                 Rectangle((column, row), 1, 1, fill=False, ec=SERIES[1], lw=1.3, zorder=4)
             )
-    axis.set_xlim(0, num_tasks + 1 + GAP)
+    axis.set_xlim(0, right)
     axis.set_ylim(num_rows + 1 + GAP, 0)
-    centres = [*(np.arange(num_tasks) + 0.5), num_tasks + GAP + 0.5]
+    centres = [*(left_T + 0.5), mean_at + 0.5]
     axis.set_xticks(
         centres, [*titles, "mean, learnt"], rotation=45, ha="right", rotation_mode="anchor"
     )
@@ -74,10 +81,6 @@ def _draw(results: Results, group: Group) -> Picture:
     scale.outline.set_visible(False)
     bar.tick_params(length=0, pad=1.5, labelsize=6)
     figure.text(
-        (label + 0.4 * COLUMN + 0.16) / width, 1 - 0.345 / tall, "score (%)", fontsize=6,
-        va="center",
-    )  # fmt: skip
-    figure.text(
         1 - 0.05 / width, 1 - 0.345 / tall, "□ own stage", fontsize=6, va="center", ha="right",
         color=SERIES[1],
     )  # fmt: skip
@@ -86,7 +89,8 @@ def _draw(results: Results, group: Group) -> Picture:
         f"heatmap-{group.slug}", "matrix", group.title,
         f"Accuracy matrix of {group.title}: the score on each task (column) after each stage "
         "(row). Outlined: the task's own stage. To the right the mean over the tasks learnt so "
-        "far; below, chance: always giving the most frequent training answer.", figure,
+        "far, and what is held out, if there is anything; below, chance: always giving the most "
+        "frequent training answer.", figure,
     )  # fmt: skip
 
 

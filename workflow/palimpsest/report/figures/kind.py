@@ -14,6 +14,7 @@ from palimpsest.report.figures.style import (
     ceiling,
     panels,
     stage_axis,
+    title_panel,
 )
 from palimpsest.report.results import Group, Results
 
@@ -45,7 +46,7 @@ def _draw(results: Results, group: Group):
         axis.plot(stage, right, color=RIGHT, marker="o", ms=2.6, lw=1.2)
         if group.own_T[k] >= 0:
             axis.axvline(group.own_T[k], color=MUTED, lw=0.8, ls=":")
-        axis.set_title(results.view.task(task).title, loc="left", pad=3)
+        title_panel(axis, results.view.task(task))
         stage_axis(axis, num_stages, bottom=k >= len(group.tasks) - 4, left=k % 4 == 0, high=high)
         if k % 4 == 0:
             axis.set_ylabel("rate (%)")

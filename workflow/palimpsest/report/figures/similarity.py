@@ -40,7 +40,7 @@ def draw(results: Results) -> list[Picture]:
     """Return for each model the similarities, and forgetting against them."""
     pictures, found = [], relations(results)
     for model in results.view.similarities:
-        if len(results.view.tasks) > 1:
+        if len(results.view.known) > 1:
             pictures.append(Picture(
                 f"similarity-{slug(model)}", "similarity", f"Similarity of tasks to {model}",
                 ALIKE.format(model=model), _matrices(results, model),
@@ -56,7 +56,7 @@ def draw(results: Results) -> list[Picture]:
 def _matrices(results: Results, model: str):
     """Draw the overall matrix with its numbers, and those of the modalities small below it."""
     overall_TT, *others = results.view.similarities[model].items()
-    titles = [wrap(task.title, 18, 1) for task in results.view.tasks]
+    titles = [wrap(task.title, 18, 1) for task in results.view.known]
     label = 0.2 + 0.05 * max(map(len, titles))
     side = max(COLUMN - label - 0.08, CELL * len(titles))
     small = (label + side - 0.1) / len(others) - 0.1

@@ -10,6 +10,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from palimpsest.report.spec import TaskView
+
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
@@ -107,12 +109,17 @@ def panels(count: int, columns: int = 4, width: float = PAGE, height: float = 1.
 
 def legend_above(figure, handles: list) -> None:
     """Put a legend along the upper edge, in as many columns as the figure is wide for."""
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, int(figure.get_figwidth() / (0.42 + 0.047 * longest)))
+    columns = legend_columns(handles, figure.get_figwidth())
     figure.legend(
-        handles=handles, loc="upper left", ncols=min(columns, len(handles)), columnspacing=1.2,
-        handlelength=2.2, bbox_to_anchor=(0.0, 1.0),
+        handles=handles, loc="upper left", ncols=columns, columnspacing=1.2, handlelength=2.2,
+        bbox_to_anchor=(0.0, 1.0),
     )  # fmt: skip
+
+
+def legend_columns(handles: list, width: float) -> int:
+    """Return how many columns of a legend fit beside each other in so many inches."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    return min(len(handles), max(1, int(width / (0.42 + 0.047 * longest))))
 
 
 def stage_axis(axis, num_stages: int, *, bottom: bool, left: bool, high: float) -> None:
@@ -128,6 +135,14 @@ def stage_axis(axis, num_stages: int, *, bottom: bool, left: bool, high: float) 
         axis.set_xlabel("after stage (0: base model)")
     if left:
         axis.set_ylabel("score (%)")
+
+
+def title_panel(axis, task: TaskView) -> None:
+    """Give the panel of a task its title, and say if the task is held out."""
+    axis.set_title(task.title, loc="left", pad=3)
+    if task.held_out:
+        place = {"xycoords": "axes fraction", "ha": "right", "va": "bottom"}
+        axis.annotate("held out", (0.98, 0.05), fontsize=6, color=MUTED, **place)
 
 
 def ceiling(*values) -> float:

@@ -1,0 +1,129 @@
+"""Unlearning by stage, and after the last one: what is refused against what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+
+from palimpsest.report.figures.style import (
+    COLUMN,
+    Look,
+    Picture,
+    ceiling,
+    legend_above,
+    legend_columns,
+    panels,
+    stage_axis,
+    wrap,
+)
+from palimpsest.report.refusals import Told
+from palimpsest.report.results import slug
+
+SHOWN = {  # a quantity's name -> how its panel or axis is called
+    "refusal_rate": "RR: refused",
+    "context_aware_refusal_rate": "CRR: in fitting words",
+    "answer_rate": "AR: answered",
+    "specificity": "S: held out",
+}
+BY_STAGE = (
+    "After each stage, over the tasks seen by then: what is refused of what is to be refused (RR; "
+    "in fitting words: CRR), what is answered of the rest (AR), and the held-out tasks in percent "
+    "of the base model (S). Bands are 95 % paired bootstrap intervals."
+)
+PLANE = (
+    "After the last stage: what is refused of what is to be refused against what is answered of "
+    "the rest, with 95 % paired bootstrap intervals. Up and to the right is better."
+)
+LINES = 7  # as many looks there are
+
+
+def draw(found: Sequence[Told]) -> list[Picture]:
+    """Return both figures for each model and order; of many methods several, the first in each."""
+    settings: dict[tuple[str, str], list[Told]] = {}
+    for one in found:
+        settings.setdefault((one.group.view.model, one.group.view.order), []).append(one)
+    pictures = []
+    for key, (first, *others) in settings.items():
+        parts = [others[k : k + LINES - 1] for k in range(0, len(others), LINES - 1)] or [[]]
+        for number, part in enumerate(parts, start=1):
+            which = (*(key if len(settings) > 1 else ()), str(number) if len(parts) > 1 else "")
+            of, lines = slug("-".join(which)), [first, *part]
+            pictures += [
+                Picture(
+                    f"unlearning-steps-{of}".rstrip("-"), "unlearning", "Unlearning by stage",
+                    BY_STAGE, _by_stage(lines),
+                ),
+                Picture(
+                    f"unlearning-plane-{of}".rstrip("-"), "unlearning", "Refused and answered",
+                    PLANE, _plane(lines),
+                ),
+            ]  # fmt: skip
+    return pictures
+
+
+def _by_stage(lines: Sequence[Told]):
+    shown = [name for name in SHOWN if any(name in one.steps for one in lines)]
+    handles = _handles(lines, dashed=True)
+    high = ceiling(*[one.steps[name] for one in lines for name in shown if name in one.steps])
+    figure, axes = panels(len(shown), 2, COLUMN, height=1.15, top=_top(handles) + 0.05)
+    for k, (name, axis) in enumerate(zip(shown, axes, strict=True)):
+        for number, one in enumerate(lines):
+            if name in one.steps:
+                _line(one.steps[name], Look.of(number), axis)
+        axis.set_title(SHOWN[name], loc="left", pad=3)
+        num_stages = len(lines[0].group.view.rows) - 1
+        stage_axis(axis, num_stages, bottom=k >= len(shown) - 2, left=k % 2 == 0, high=high)
+        axis.set_xlim(0.6, num_stages + 0.4)
+        axis.set_xlabel("after stage" if k >= len(shown) - 2 else "")
+    legend_above(figure, handles)
+    return figure
+
+
+def _line(ends_3S, look: Look, axis) -> None:
+    value_S, low_S, high_S = ends_3S
+    stages = range(1, len(value_S) + 1)
+    axis.fill_between(stages, low_S, high_S, color=look.color, alpha=0.15, lw=0)
+    axis.plot(stages, value_S, color=look.color, ls=look.dashes, marker=look.marker, ms=2.6)
+
+
+def _plane(lines: Sequence[Told]):
+    fits = "context_aware_refusal_rate"
+    name = fits if all(f"{fits}_last" in one.estimates for one in lines) else "refusal_rate"
+    handles = _handles(lines, dashed=False)
+    top, tall = _top(handles), 2.6 + _top(handles)
+    figure, axis = plt.subplots(figsize=(COLUMN, tall))
+    figure.subplots_adjust(
+        left=0.46 / COLUMN, right=1 - 0.12 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.08) / tall
+    )
+    for number, one in enumerate(lines):
+        look = Look.of(number)
+        x, y = (one.estimates.get(f"{of}_last") for of in ("answer_rate", name))
+        if x and y:
+            style = {"color": look.color, "lw": 1, "marker": "|", "ms": 4, "mew": 1}
+            axis.plot([x.low, x.high], [y.value] * 2, **style)
+            axis.plot([x.value] * 2, [y.low, y.high], **style | {"marker": "_"})
+            axis.plot(x.value, y.value, look.marker, color=look.color, ms=5, zorder=3)
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_ticks(range(0, 101, 20))
+    axis.set(xlim=(-3, 103), ylim=(-3, 103))
+    axis.set_xlabel(f"{SHOWN['answer_rate']} (%)")
+    axis.set_ylabel(f"{SHOWN[name]} (%)")
+    axis.grid()
+    legend_above(figure, handles)
+    return figure
+
+
+def _handles(lines: Sequence[Told], *, dashed: bool) -> list[Line2D]:
+    handles = []
+    for number, one in enumerate(lines):
+        look = Look.of(number)
+        style = {"color": look.color, "marker": look.marker, "ls": look.dashes if dashed else ""}
+        handles.append(Line2D([], [], ms=3.5, label=wrap(one.group.title, 30, 1), **style))
+    return handles
+
+
+def _top(handles: list[Line2D]) -> float:
+    """Return how many inches a legend above takes."""
+    return 0.1 + 0.135 * -(-len(handles) // legend_columns(handles, COLUMN))
