@@ -66,9 +66,9 @@ def test_a_random_model_learns_to_refuse_in_the_words_of_its_last_group(finished
 
     for task in TASKS:
         assert refused(BASE, task) == 0
-        assert refused(LAST, task) > 50
+        assert refused(LAST, task) > 10
     fitting = [refused(LAST, task, "miniature-context") for task in TASKS]
-    assert fitting[0] < 10 < fitting[1]
+    assert fitting[0] < fitting[1]
 
 
 def test_fidelity_is_to_what_the_base_said(finished):

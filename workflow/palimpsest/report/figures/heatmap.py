@@ -84,7 +84,9 @@ def _draw(results: Results, group: Group) -> Picture:
         1 - 0.05 / width, 1 - 0.345 / tall, "□ own stage", fontsize=6, va="center", ha="right",
         color=SERIES[1],
     )  # fmt: skip
-    figure.text(label / width, 1 - 0.05 / tall, group.title, fontsize=7.5, weight="bold", va="top")
+    title = wrap(group.title, int(width / 0.072), 1)
+    at = max(0.05, min(label, width - 0.072 * len(title)))  # inches; a bold letter takes some 0.07
+    figure.text(at / width, 1 - 0.05 / tall, title, fontsize=7.5, weight="bold", va="top")
     return Picture(
         f"heatmap-{group.slug}", "matrix", group.title,
         f"Accuracy matrix of {group.title}: the score on each task (column) after each stage "

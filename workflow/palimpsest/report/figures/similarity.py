@@ -56,7 +56,7 @@ def draw(results: Results) -> list[Picture]:
 def _matrices(results: Results, model: str):
     """Draw the overall matrix with its numbers, and those of the modalities small below it."""
     overall_TT, *others = results.view.similarities[model].items()
-    titles = [wrap(task.title, 18, 1) for task in results.view.known]
+    titles = [wrap(task.title, 20, 1) for task in results.view.known]
     label = 0.2 + 0.05 * max(map(len, titles))
     side = max(COLUMN - label - 0.08, CELL * len(titles))
     small = (label + side - 0.1) / len(others) - 0.1
