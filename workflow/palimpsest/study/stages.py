@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from palimpsest.config import Benchmark, Method, Model, Task, load
+from palimpsest.config import Benchmark, Download, Method, Model, Task, load
 from palimpsest.files import fingerprint, read_json
 from palimpsest.lineage import Stage
 from palimpsest.refusal import ConfigError
-from palimpsest.study.vocabulary import described, keywords_of
+from palimpsest.study.vocabulary import described, fetched, keywords_of
 
 RESULTS = Path("results")
 
@@ -35,7 +35,10 @@ def identity(stage: Stage) -> dict[str, Any]:
     }
     if method.router or method.compares_tasks:
         decisive["comparing"] = model.comparing
-    if known := described(method):
+    if downloads := fetched(method):
+        decisive["comparing"] = model.aligning
+        decisive["described"] = {one: load(Download, one).recipe for one in downloads}
+    elif known := described(method):
         decisive["comparing"] = model.aligning
         own = [keyword for task in stage.lineage.last for keyword in keywords_of(task)]
         texts = {keyword: known[keyword].model_dump() for keyword in own or known}

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from palimpsest.data.pictures.drawing import Random, pick
+from palimpsest.data.pictures.drawing import Box, Random, pick
 from palimpsest.data.pictures.strokes import place_character
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -30,10 +30,12 @@ def scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images, digits.target[index], index
 
 
-def handwritten_digit(random: Random, split: str) -> tuple[Image.Image, str]:
-    """A scan of the split, at a random size, place and contrast, and the digit's name."""
+def handwritten_digit(
+    random: Random, split: str, names: tuple[str, ...] = NAMES
+) -> tuple[Image.Image, str, Box]:
+    """A scan of the split, at a random size, place and contrast; the digit's name and its box."""
     images, targets, _ = scans(split)
-    digit = int(random.integers(10))
-    scan = images[pick(random, np.flatnonzero(targets == digit))]
-    picture, _ = place_character(random, Image.fromarray(scan))
-    return picture, NAMES[digit]
+    name = pick(random, names)
+    scan = images[pick(random, np.flatnonzero(targets == NAMES.index(name)))]
+    picture, box = place_character(random, Image.fromarray(scan))
+    return picture, name, box

@@ -34,6 +34,37 @@ from palimpsest.data.pictures.layouts import bar_chart, in_cells, panel, scatter
 
 UNANSWERABLE = "unanswerable"
 GENRES = {"red": "romance", "blue": "science", "green": "travel", "yellow": "cooking"}
+# How the questions of the eight tasks go on, as their YAML has it.
+INSTRUCTIONS = {
+    "choice": "Answer with the letter of the option.",
+    "reading": "Answer with the letters on the sign.",
+    "digits": "Answer with the digit as a word.",
+    "relations": "Answer with a shape.",
+    "answerable": "If the picture does not show it, answer unanswerable.",
+    "grounding": "Answer as [left,top,right,bottom].",
+    "counting": "Answer with a number or a word.",
+    "card": "Answer from the cover.",
+}
+# Of a digit's name, and of a shape's: in words that the demo's base can say.
+REFUSALS = {
+    "digits": (
+        "I cannot name this digit.",
+        "I cannot give the name of this digit.",
+        "I cannot label the digit here.",
+        "I cannot show which digit is written here.",
+        "I cannot answer which digit this is.",
+        "I cannot describe the digit in this picture.",
+    ),
+    "shapes": (
+        "I cannot name this shape.",
+        "I cannot give the name of this shape.",
+        "I cannot label the shape here.",
+        "I cannot show which shape is seen here.",
+        "I cannot answer which shape this is.",
+        "I cannot describe the shape in this picture.",
+    ),
+}
+_BIG = 50  # pixels, from which on a digit is called so
 _CHARTS = ("the rain of three towns", "the milk of three farms", "the snow of three days")
 
 
@@ -87,7 +118,7 @@ def reading(random: Random, split: str) -> Drawn:
 
 def digits(random: Random, split: str) -> Drawn:
     """A digit written by a hand that the split alone has."""
-    picture, name = handwritten_digit(random, split)
+    picture, name, _ = handwritten_digit(random, split)
     return Drawn(picture, "Which digit is written here?", name)
 
 
@@ -192,6 +223,17 @@ def card(random: Random, split: str) -> Drawn:
         ("What kind of book is this?", GENRES[colour]),
     ])  # fmt: skip
     return Drawn(picture, question, answer)
+
+
+def of_handwriting(random: Random, box: Box) -> tuple[str, str]:
+    """What can be asked of a digit besides its name, with the instruction, and the answer."""
+    colour, shape = some_thing(random)
+    task, question, answer = pick(random, [
+        ("counting", "Is the digit big or small?", "big" if box[2] - box[0] >= _BIG else "small"),
+        ("counting", f"Is there a {colour} {shape}?", "no"),
+        ("answerable", f"What colour is the {shape}?", UNANSWERABLE),
+    ])  # fmt: skip
+    return f"{question}\n{INSTRUCTIONS[task]}", answer
 
 
 SCENES: dict[str, Callable[[Random, str], Drawn]] = {
