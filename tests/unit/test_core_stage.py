@@ -253,7 +253,7 @@ def test_what_no_concept_describes_is_refused_before_any_job(root):
     for content, message in (
         (concepts, f"{where}: square: is missing: a keyword of config/tasks/shapes.yaml"),
         (DESCRIBED | {"one": {"image": ["a"]}}, f"{where}: one.text: this key is required"),
-        ({"files": {"image": "a/b/x", "text": "y"}}, "a/b/x is missing; `palimpsest download b`"),
+        ({"files": {"image": "a/b/x", "text": "a/b/y"}}, "there is no download 'b'"),
     ):
         write(root, "concepts/tiny", content)
         vocabulary.cache_clear()
@@ -264,28 +264,35 @@ def test_what_no_concept_describes_is_refused_before_any_job(root):
     assert len(study.plan("studies").trained) == 2
 
 
-def test_released_concepts_are_read_as_they_are(root):
-    """What decides a stage's numbers are the texts of its own keywords, not how they came."""
+def test_what_decides_a_stage_are_the_texts_of_its_own_keywords(root):
     stage = of("digits/shapes")
-    before = study.identity(stage)
+    before = study.identity(stage)["described"]
+    for content, same in (
+        (DESCRIBED | {"four": DESCRIBED["one"]}, True),
+        (DESCRIBED | {"circle": DESCRIBED["one"]}, False),
+        (DESCRIBED, True),
+    ):
+        write(root, "concepts/tiny", content)
+        vocabulary.cache_clear()
+        assert (study.identity(stage)["described"] == before) == same
+
+
+def test_released_concepts_are_read_as_they_are(root):
+    ours = vocabulary("tiny")
     for kind in ("image", "text"):
         records = [{"category": "x", "keyword": k, "descriptions": d[kind]} for k, d in
                    DESCRIBED.items()]  # fmt: skip
         write_json(root / f"{kind}.json", records)
-    for name, content in (
-        ("files", {"files": {"image": "image.json", "text": "text.json"}}),
-        ("more", DESCRIBED | {"four": DESCRIBED["one"]}),
-        ("other", DESCRIBED | {"circle": DESCRIBED["one"]}),
-    ):
-        write(root, "concepts/tiny", content)
-        vocabulary.cache_clear()
-        same = study.identity(stage)["described"] == before["described"]
-        assert same == (name != "other")
-    write_json(root / "text.json", {"keyword": "one"})
     write(root, "concepts/tiny", {"files": {"image": "image.json", "text": "text.json"}})
     vocabulary.cache_clear()
+    assert vocabulary("tiny") == ours
+    write_json(root / "text.json", {"keyword": "one"})
+    vocabulary.cache_clear()
     with pytest.raises(ConfigError, match=r"text.json is not as CORE releases it"):
-        study.identity(stage)
+        vocabulary("tiny")
+    (root / "text.json").unlink()
+    with pytest.raises(ConfigError, match=r"text.json is missing; `palimpsest download"):
+        vocabulary("tiny")
     write(root, "concepts/tiny", DESCRIBED)
     vocabulary.cache_clear()
 
