@@ -129,7 +129,8 @@ class StudyOnCluster:
     def job_lines(self, *fields: str) -> list[list[str]]:
         """What accounting says of the jobs that were submitted here, one list of values a job."""
         wanted = ",".join(["WorkDir", *fields])
-        text = self.cluster.run("sacct", "-n", "-X", "-P", "--delimiter=\t", "-o", wanted)
+        since = ("-S", "now-1days")  # else since midnight
+        text = self.cluster.run("sacct", "-n", "-X", "-P", *since, "--delimiter=\t", "-o", wanted)
         rows = [line.split("\t") for line in text.splitlines()]
         return [row[1:] for row in rows if row[0] == str(self.root)]
 
