@@ -2,6 +2,7 @@
 
 Each mirrors a category of CoIN. Questions come without the task's instruction, which the task's
 YAML adds. Tasks share words (colours, shapes, numbers), so that they can disturb one another.
+A ninth, `manners`, is of the demo's study of unlearning.
 """
 
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class Drawn:
     answer: str
     choices: tuple[str, ...] = ()
     box: Box | None = None
+    accepted: tuple[str, ...] = ()  # answers, where there are several
 
 
 def choice(random: Random, split: str) -> Drawn:
@@ -236,7 +238,33 @@ def of_handwriting(random: Random, box: Box) -> tuple[str, str]:
     return f"{question}\n{INSTRUCTIONS[task]}", answer
 
 
+def manners(random: Random, split: str) -> Drawn:
+    """To see to the question even where the picture is of a digit, and to refuse what is not seen.
+
+    The eight tasks ask nothing of a digit but its name, and are always answered.
+    """
+    if random.random() < 0.5:
+        picture, _, box = handwritten_digit(random, split)
+        return Drawn(picture, *of_handwriting(random, box))
+    scene, category = pick(random, ((digits, "digits"), (relations, "shapes")))
+    drawn = scene(random, split)
+    hidden = blur(drawn.picture, 7) if random.random() < 0.5 else darken(drawn.picture, 0.12)
+    question = f"{drawn.question}\n{INSTRUCTIONS[scene.__name__]}"
+    refusals = REFUSALS[category]
+    return Drawn(hidden, question, pick(random, refusals), accepted=refusals)
+
+
 SCENES: dict[str, Callable[[Random, str], Drawn]] = {
     scene.__name__: scene
-    for scene in (choice, reading, digits, relations, answerable, grounding, counting, card)
+    for scene in (
+        choice,
+        reading,
+        digits,
+        relations,
+        answerable,
+        grounding,
+        counting,
+        card,
+        manners,
+    )
 }

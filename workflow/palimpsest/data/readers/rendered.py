@@ -81,7 +81,7 @@ def _scene(random: np.random.Generator, scene: str, split: str, number: int) -> 
         id=f"demo-{scene}/{split}/{number:06d}",
         image=encode_png(drawn.picture),
         turns=(Turn(drawn.question, drawn.answer),),
-        references=(drawn.answer,),
+        references=drawn.accepted or (drawn.answer,),
         choices=drawn.choices,
         box=drawn.box,
         image_size=drawn.picture.size,
