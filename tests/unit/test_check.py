@@ -147,3 +147,12 @@ def test_a_study_has_models_to_fetch(workplace):
     assert "Llama 2" in text
     (CONFIG / "small.yaml").unlink()
     assert "vicuna" not in check("three", workplace.root / "results")
+
+
+def test_a_study_has_concepts_to_fetch(tmp_path):
+    """Only where a method's concepts are not of a file here."""
+    wanted = {"core-concepts-image", "core-concepts-text"}
+    found = {name: check(name, tmp_path) for name in ("unlearning", "unlearning-miniature")}
+    named = {re.search(r"download (\S+)", line)[1] for line in lines_of(found["unlearning"], "pal")}
+    assert wanted < named
+    assert "core-concepts" not in found["unlearning-miniature"]

@@ -134,8 +134,9 @@ def test_the_difference_is_what_is_refused_in_other_words():
 
 
 def test_the_answer_rate_averages_tasks_and_then_combinations():
-    refusal_SCT = np.array([[[10.0, 30.0], [40.0, NAN]], [[0.0, 0.0], [NAN, NAN]]])
-    np.testing.assert_allclose(unlearning.answer_rate(refusal_SCT), [70, NAN])  # (20 + 40) / 2
+    refusal_SCT = np.array([[[10.0, 30.0], [40.0, NAN]], [[5.0, 15.0], [NAN, NAN]]])
+    np.testing.assert_allclose(unlearning.answer_rate(refusal_SCT), [70, 90])  # (20 + 40) / 2
+    assert np.isnan(unlearning.answer_rate(np.full((1, 2, 2), NAN))).all()
 
 
 def test_specificity_is_relative_to_zero_shot_and_can_exceed_it():

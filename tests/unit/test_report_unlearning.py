@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from palimpsest.report import (
     refusals,
 )
 from palimpsest.report.bootstrap import resample_indices
-from palimpsest.report.figures import unlearning
+from palimpsest.report.figures import comparison, curves, unlearning
 from palimpsest.report.page import render
 from palimpsest.report.refusals import told
 from palimpsest.report.results import read_results
@@ -130,7 +131,8 @@ class Brute:
                 return np.subtract(*[self(rate, stage, draw) for rate in rates])
             case "answer_rate":
                 each = [[asked("metric", t, c) for t in seen] for c in ("HU", "UH", "UU")]
-                return 100 * np.mean([np.mean([np.mean(s) for s in of if s]) for of in each])
+                by_combination = [[np.mean(s) for s in of if s] for of in each]
+                return 100 * np.mean([np.mean(rates) for rates in by_combination if rates])
             case "specificity":
                 after, before = (
                     [np.nanmean(self.scores["metric", row, t][draw[t]]) for t in HELD_OUT]
@@ -252,3 +254,35 @@ def test_no_average_has_what_is_held_out(measured):
     assert header[4:] == ["Sequential LoRA", "CORE", "Zero-shot"]
     expected = f"{value[0]:.1f} → {value[1]:.1f} → {value[2]:.1f} [{low[2]:.1f}, {high[2]:.1f}]"
     assert (row[4], row[6]) == (expected, f"{value[0]:.1f}")
+
+
+def test_legends_tell_methods_apart_and_titles_models(study, measured):
+    """A model stands in a legend only beside another; nothing of a name is cut."""
+    titles = {"lora": "Sequential tuning of the projection alone", "core": "CORE"}
+    models = ("miniature-minigpt-4", "instructblip-vicuna-7b-pretrained")
+    experiments = tuple(
+        replace(e, model=model, title=titles[e.name])
+        for model in models
+        for e in study.experiments
+        if e.name in titles and e.seed == 0
+    )
+    results = read_results(replace(study, experiments=experiments))
+    found = told(results, [results])
+    drawn = [*unlearning.draw(found), *curves.draw(results)]
+    for picture, model in zip(drawn, [models[0]] * 2 + [models[1]] * 2 + [*models], strict=True):
+        (legend,) = picture.figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels[:2] == [*titles.values()]
+        assert picture.title.endswith(f": {model}, first")
+    labels = [
+        text.get_text() for text in comparison.draw(results)[0].figure.axes[0].get_yticklabels()
+    ]
+    named = [f"{title} ({model})" for model in models for title in titles.values()]
+    assert [label.replace("\n", " ") for label in labels[:4]] == named
+
+
+def test_curves_of_many_methods_are_several_figures(study):
+    many = [replace(e, name=f"m{k}", method=f"m{k}", title=f"Method {k}")
+            for k in range(6) for e in study.experiments[:1]]  # fmt: skip
+    drawn = curves.draw(read_results(replace(study, experiments=tuple(many))))
+    assert [picture.name for picture in drawn] == ["curves-1", "curves-2"]

@@ -6,26 +6,29 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from palimpsest.config import CONFIG, Benchmark, Download, Model, Study, Task, load
+from palimpsest.config import CONFIG, Benchmark, Download, Task, load
 from palimpsest.data.shards import read_manifest
+from palimpsest.study import plan
 
 
 def check(name: str, root: Path) -> str:
     """Return a table of what is there of a benchmark's data below the results directory `root`.
 
-    `name` may be that of a study, which has models to fetch too. Nothing is changed or fetched.
+    `name` may be that of a study, which has models to fetch too, and concepts of methods. Nothing
+    is changed or fetched.
     """
-    study = load(Study, name) if (CONFIG / f"{name}.yaml").is_file() else None
-    tasks = load(Benchmark, study.benchmark if study else name).tasks
-    needy = [load(Task, task) for task in tasks]
-    needy += [load(Model, model) for model in study.models] if study else []
-    wanted = dict.fromkeys(download for one in needy for download in one.downloads)
+    if is_study := (CONFIG / f"{name}.yaml").is_file():
+        planned = plan(name)
+        tasks, wanted = planned.tasks, planned.downloads
+    else:
+        tasks = load(Benchmark, name).tasks
+        wanted = dict.fromkeys(one for task in tasks for one in load(Task, task).downloads)
     fetched = root / "downloads"
     lacking = [lack for lack in wanted if not (fetched / lack / "download.json").is_file()]
     lines = [f"{name}: {len(tasks)} tasks, read from {fetched}"]
     for task in tasks:
         lines += ["", task, *_task(load(Task, task), task, root)]
-    return "\n".join([*lines, "", *_next(name, tasks, lacking, study is not None)])
+    return "\n".join([*lines, "", *_next(name, tasks, lacking, is_study)])
 
 
 def _task(task: Task, name: str, root: Path) -> Iterator[str]:

@@ -46,8 +46,9 @@ QUANTITIES = (
     Quantity(
         "answer_rate", "AR", "higher",
         "answer rate: the share answered of what is to be answered, a mean over the tasks seen and "
-        "then over the combinations HU, UH and UU, none of them weighted. Inferred: which "
-        "combinations belong to it; the released script takes these, its README UU alone.",
+        "then over those of the combinations HU, UH and UU that there are, none of them weighted. "
+        "Inferred: which combinations belong to it; the released script takes these, its README UU "
+        "alone.",
     ),
     Quantity(
         "refusal_rate", "RR", "higher",
@@ -165,7 +166,7 @@ def _steps(matrix: Matrix, context: Matrix | None, fidelity: Matrix | None) -> S
     if not tasks:
         return {}
     rate_BSCT, count_BSCT = _rates(matrix, tasks)
-    answered = np.isfinite(rate_BSCT[0]).any((0, 2)) & (np.array(COMBINATIONS) != FORGET)
+    answered = np.array(COMBINATIONS) != FORGET
     refused = unlearning.pooled(rate_BSCT[:, :, 0], count_BSCT[:, :, 0])
     found = {
         "specificity": _specificity(matrix),

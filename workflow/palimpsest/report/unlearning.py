@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from palimpsest.report.bootstrap import mean_parsed
+
 VERSION = "1"
 Array = np.ndarray
 
@@ -40,14 +42,12 @@ def answer_rate(refusal_SCT: Array) -> Array:
     """Return AR = 100 - the refusal rate on what is to be answered, (..., S).
 
     The mean over a combination's tasks, and then over the combinations, none of them weighted;
-    tasks without a rate are left out. Inferred: which combinations belong to it. The released
-    script takes UH, HU and UU, its README calls UU alone what is to be answered. It takes of UH and
-    UU no more than the first task of ImageNet-R, as the others have the same examples there.
+    tasks without a rate are left out, and combinations that have none at a step, as the released
+    script has it (eval_text.py). Inferred: which combinations belong to it. That script takes UH,
+    HU and UU, its README calls UU alone what is to be answered. It takes of UH and UU no more than
+    the first task of ImageNet-R, as the others have the same examples there.
     """
-    known = np.isfinite(refusal_SCT)
-    with np.errstate(invalid="ignore"):
-        refusal_SC = np.where(known, refusal_SCT, 0.0).sum(-1) / known.sum(-1)
-    return 100 - refusal_SC.mean(-1)
+    return 100 - mean_parsed(mean_parsed(refusal_SCT))
 
 
 def specificity(accuracy_SU: Array, zero_shot_U: Array) -> Array:

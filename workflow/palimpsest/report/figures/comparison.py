@@ -16,7 +16,7 @@ from palimpsest.report.figures.style import (
     Look,
     Picture,
     ceiling,
-    wrap,
+    whole,
 )
 from palimpsest.report.results import Estimate, Group, Results
 from palimpsest.report.tables import signed
@@ -90,7 +90,7 @@ def _label_width(results: Results) -> float:
 
 
 def _titles(groups: tuple[Group, ...]) -> list[str]:
-    return [wrap(group.title, 26, 2) for group in groups]
+    return [whole(group.title, 26, 2) for group in groups]
 
 
 def _margins(figure) -> None:

@@ -8,15 +8,19 @@ from matplotlib.lines import Line2D
 from palimpsest.report.figures.style import (
     INK,
     MUTED,
+    PAGE,
     PAPER,
     Look,
     Picture,
     ceiling,
+    heading,
     legend_above,
+    legend_height,
+    names,
     panels,
     stage_axis,
     title_panel,
-    wrap,
+    whole,
 )
 from palimpsest.report.results import Group, Results
 from palimpsest.report.spec import JOINT
@@ -32,21 +36,22 @@ def draw(results: Results) -> list[Picture]:
     """Return a figure for each model and order; of many methods several, the first in each."""
     pictures = []
     for name, (first, *others) in results.settings.items():
+        title = heading("Each task over the stages", first, alone=not name)
         parts = [others[k : k + LINES - 1] for k in range(0, len(others), LINES - 1)] or [[]]
         for number, part in enumerate(parts, start=1):
-            suffix = f"{name} {number if len(parts) > 1 else ''}"
+            called = ("curves", name, str(number) if len(parts) > 1 else "")
             pictures.append(Picture(
-                f"curves {suffix}".strip().replace(" ", "-"), "curves", "Each task over the stages",
-                CAPTION, _draw(results, (first, *part)),
+                "-".join(filter(None, called)), "curves", title, CAPTION,
+                _draw(results, (first, *part)),
             ))  # fmt: skip
     return pictures
 
 
 def _draw(results: Results, groups: tuple[Group, ...]):
     tasks = groups[0].tasks
-    handles = _handles(groups, results.view.knows_chance)
-    figure, axes = panels(len(tasks), top=0.3 if len(groups) <= 3 else 0.45)
     joint = results.reference(JOINT, groups[0].view.model)
+    handles = _handles(groups, joint is not None, results.view.knows_chance)
+    figure, axes = panels(len(tasks), top=legend_height(handles, PAGE))
     high = ceiling(*[group.value_RT for group in groups])
     num_stages = max(group.value_RT.shape[0] for group in groups) - 1
     for k, (task, axis) in enumerate(zip(tasks, axes, strict=True)):
@@ -61,14 +66,15 @@ def _draw(results: Results, groups: tuple[Group, ...]):
     return figure
 
 
-def _handles(groups: tuple[Group, ...], knows_chance: bool) -> list[Line2D]:
+def _handles(groups: tuple[Group, ...], has_joint: bool, knows_chance: bool) -> list[Line2D]:
     handles = []
-    for number, group in enumerate(groups):
+    for number, name in enumerate(names(groups)):
         look = {"color": Look.of(number).color, "marker": Look.of(number).marker}
         handles.append(
-            Line2D([], [], ls=Look.of(number).dashes, ms=3, label=wrap(group.title, 30, 1), **look)
+            Line2D([], [], ls=Look.of(number).dashes, ms=3, label=whole(name, 44, 2), **look)
         )
-    handles.append(Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"))
+    if has_joint:
+        handles.append(Line2D([], [], color=MUTED, ls="--", lw=0.9, label="joint training"))
     if knows_chance:
         handles.append(Line2D([], [], color=MUTED, ls=":", lw=0.9, label="chance"))
     return [

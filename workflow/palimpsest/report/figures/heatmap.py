@@ -16,6 +16,7 @@ from palimpsest.report.figures.style import (
     SERIES,
     Picture,
     ceiling,
+    whole,
     wrap,
 )
 from palimpsest.report.results import Group, Results
@@ -41,10 +42,12 @@ def _draw(results: Results, group: Group) -> Picture:
     label = 0.35 + 0.062 * max(len(line) for s in stages for line in s.split("\n"))
     width = max(COLUMN, label + 0.27 * right + 0.08, label + 0.4 * COLUMN + 0.75)
     under = 0.32 + 0.045 * max(map(len, titles))
-    tall = 0.225 * (num_rows + 1 + GAP) + under + 0.62
+    title = whole(group.title, int((width - 0.1) / 0.072), 2)
+    more = 0.125 * title.count("\n")  # of its second line
+    tall = 0.225 * (num_rows + 1 + GAP) + under + 0.62 + more
     figure, axis = plt.subplots(figsize=(width, tall))
     figure.subplots_adjust(
-        left=label / width, right=1 - 0.05 / width, bottom=under / tall, top=1 - 0.6 / tall
+        left=label / width, right=1 - 0.05 / width, bottom=under / tall, top=1 - (0.6 + more) / tall
     )
     high = ceiling(value_RT)
     learnt = [
@@ -76,16 +79,17 @@ def _draw(results: Results, group: Group) -> Picture:
     axis.set_xlabel("score on task (%)")
     for spine in axis.spines.values():
         spine.set_visible(False)
-    bar = figure.add_axes((label / width, 1 - 0.38 / tall, 0.4 * COLUMN / width, 0.07 / tall))
+    place = (label / width, 1 - (0.38 + more) / tall, 0.4 * COLUMN / width, 0.07 / tall)
+    bar = figure.add_axes(place)
     scale = figure.colorbar(mesh, cax=bar, orientation="horizontal", ticks=[0, high / 2, high])
     scale.outline.set_visible(False)
     bar.tick_params(length=0, pad=1.5, labelsize=6)
     figure.text(
-        1 - 0.05 / width, 1 - 0.345 / tall, "□ own stage", fontsize=6, va="center", ha="right",
-        color=SERIES[1],
+        1 - 0.05 / width, 1 - (0.345 + more) / tall, "□ own stage", fontsize=6, va="center",
+        ha="right", color=SERIES[1],
     )  # fmt: skip
-    title = wrap(group.title, int(width / 0.072), 1)
-    at = max(0.05, min(label, width - 0.072 * len(title)))  # inches; a bold letter takes some 0.07
+    longest = max(map(len, title.split("\n")))
+    at = max(0.05, min(label, width - 0.072 * longest))  # inches; a bold letter takes some 0.07
     figure.text(at / width, 1 - 0.05 / tall, title, fontsize=7.5, weight="bold", va="top")
     return Picture(
         f"heatmap-{group.slug}", "matrix", group.title,

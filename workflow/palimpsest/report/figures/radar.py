@@ -13,6 +13,9 @@ from palimpsest.report.figures.style import (
     RIGHT,
     Picture,
     ceiling,
+    heading,
+    names,
+    whole,
     wrap,
 )
 from palimpsest.report.results import Group, Results
@@ -27,7 +30,8 @@ def draw(results: Results) -> list[Picture]:
         learnt = [task for task in groups[0].tasks if np.isfinite(groups[0].own(task))]
         if len(learnt) >= 3:
             pictures.append(Picture(
-                f"radar-{name}".rstrip("-"), "radar", "Own stage against after the last",
+                f"radar-{name}".rstrip("-"), "radar",
+                heading("Own stage against after the last", groups[0], alone=not name),
                 "The score on each task (%, from the centre outwards) right after its own stage "
                 "(solid) and after the last stage (dashed); what lies between is forgotten.",
                 _draw(results, groups, learnt),
@@ -48,9 +52,9 @@ def _draw(results: Results, groups: tuple[Group, ...], tasks: list[str]):
     )  # fmt: skip
     high = ceiling(*[group.value_RT for group in groups])
     titles = [wrap(results.view.task(task).title, 11, 2) for task in tasks]
-    for axis, group in zip(axes.ravel(), groups, strict=False):
+    for axis, group, name in zip(axes.ravel(), groups, names(groups), strict=False):
         _web(axis, titles, high)
-        axis.set_title(group.title, pad=20)
+        axis.set_title(whole(name, 28, 2), pad=20)
         _polygon(axis, [group.own(task) for task in tasks], RIGHT, "-", "o")
         _polygon(axis, [group.end(task) for task in tasks], LAST, (0, (3, 1.2)), "s")
     for spare in axes.ravel()[len(groups) :]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 
+from palimpsest.report.results import Group
 from palimpsest.report.spec import TaskView
 
 mpl.use("Agg")
@@ -107,6 +109,17 @@ def panels(count: int, columns: int = 4, width: float = PAGE, height: float = 1.
     return figure, flat[:count]
 
 
+def names(groups: Sequence[Group]) -> list[str]:
+    """Return what tells the groups of a figure apart: without model and order if titles do."""
+    short = [group.view.title for group in groups]
+    return short if len({*short}) == len(short) else [group.title for group in groups]
+
+
+def heading(title: str, group: Group, *, alone: bool) -> str:
+    """Return a figure's title, with the model and the order of its groups unless it is alone."""
+    return title if alone else f"{title}: {group.view.model}, {group.view.order}"
+
+
 def legend_above(figure, handles: list) -> None:
     """Put a legend along the upper edge, in as many columns as the figure is wide for."""
     columns = legend_columns(handles, figure.get_figwidth())
@@ -118,8 +131,14 @@ def legend_above(figure, handles: list) -> None:
 
 def legend_columns(handles: list, width: float) -> int:
     """Return how many columns of a legend fit beside each other in so many inches."""
-    longest = max(len(handle.get_label()) for handle in handles)
+    longest = max(len(line) for handle in handles for line in handle.get_label().split("\n"))
     return min(len(handles), max(1, int(width / (0.42 + 0.047 * longest))))
+
+
+def legend_height(handles: list, width: float) -> float:
+    """Return how many inches `legend_above` takes of a figure that is so wide."""
+    lines = max(handle.get_label().count("\n") + 1 for handle in handles)
+    return 0.15 + (0.035 + 0.1 * lines) * -(-len(handles) // legend_columns(handles, width))
 
 
 def stage_axis(axis, num_stages: int, *, bottom: bool, left: bool, high: float) -> None:
@@ -153,8 +172,21 @@ def ceiling(*values) -> float:
 
 def wrap(text: str, width: int, lines: int = 9) -> str:
     """Break a text into at most `lines` lines of `width` characters, an ellipsis for the rest."""
-    kept = "".join(c if c.isprintable() or c == "\n" else " " for c in text)  # SVG knows no others
-    parts = [part for line in kept.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    kept = _printable(text).split("\n")
+    parts = [part for line in kept for part in textwrap.wrap(line, width) or [""]]
     if len(parts) > lines:
         parts = [*parts[: lines - 1], parts[lines - 1][: width - 1] + "…"]
     return "\n".join(parts)
+
+
+def whole(text: str, width: int, lines: int) -> str:
+    """Break a name into at most `lines` lines at its blanks, wider than `width` if it needs it."""
+    words = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    while len(parts := words.wrap(_printable(text))) > lines:
+        words.width += 1
+    return "\n".join(parts)
+
+
+def _printable(text: str) -> str:
+    """Leave out what SVG does not know."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)

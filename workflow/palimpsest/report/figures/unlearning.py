@@ -12,11 +12,13 @@ from palimpsest.report.figures.style import (
     Look,
     Picture,
     ceiling,
+    heading,
     legend_above,
-    legend_columns,
+    legend_height,
+    names,
     panels,
     stage_axis,
-    wrap,
+    whole,
 )
 from palimpsest.report.refusals import Told
 from palimpsest.report.results import slug
@@ -44,30 +46,27 @@ def draw(found: Sequence[Told]) -> list[Picture]:
     settings: dict[tuple[str, str], list[Told]] = {}
     for one in found:
         settings.setdefault((one.group.view.model, one.group.view.order), []).append(one)
-    pictures = []
+    pictures, alone = [], len(settings) == 1
     for key, (first, *others) in settings.items():
         parts = [others[k : k + LINES - 1] for k in range(0, len(others), LINES - 1)] or [[]]
         for number, part in enumerate(parts, start=1):
-            which = (*(key if len(settings) > 1 else ()), str(number) if len(parts) > 1 else "")
+            which = (*(() if alone else key), str(number) if len(parts) > 1 else "")
             of, lines = slug("-".join(which)), [first, *part]
-            pictures += [
-                Picture(
-                    f"unlearning-steps-{of}".rstrip("-"), "unlearning", "Unlearning by stage",
-                    BY_STAGE, _by_stage(lines),
-                ),
-                Picture(
-                    f"unlearning-plane-{of}".rstrip("-"), "unlearning", "Refused and answered",
-                    PLANE, _plane(lines),
-                ),
-            ]  # fmt: skip
+            for name, title, caption, figure in (
+                ("steps", "Unlearning by stage", BY_STAGE, _by_stage(lines)),
+                ("plane", "Refused and answered", PLANE, _plane(lines)),
+            ):
+                called = f"unlearning-{name}-{of}".rstrip("-")
+                title = heading(title, first.group, alone=alone)
+                pictures.append(Picture(called, "unlearning", title, caption, figure))
     return pictures
 
 
 def _by_stage(lines: Sequence[Told]):
     shown = [name for name in SHOWN if any(name in one.steps for one in lines)]
     handles = _handles(lines, dashed=True)
-    high = ceiling(*[one.steps[name] for one in lines for name in shown if name in one.steps])
-    figure, axes = panels(len(shown), 2, COLUMN, height=1.15, top=_top(handles) + 0.05)
+    high = ceiling(*[one.steps[name][0] for one in lines for name in shown if name in one.steps])
+    figure, axes = panels(len(shown), 2, COLUMN, height=1.15, top=legend_height(handles, COLUMN))
     for k, (name, axis) in enumerate(zip(shown, axes, strict=True)):
         for number, one in enumerate(lines):
             if name in one.steps:
@@ -92,10 +91,11 @@ def _plane(lines: Sequence[Told]):
     fits = "context_aware_refusal_rate"
     name = fits if all(f"{fits}_last" in one.estimates for one in lines) else "refusal_rate"
     handles = _handles(lines, dashed=False)
-    top, tall = _top(handles), 2.6 + _top(handles)
+    top = legend_height(handles, COLUMN)
+    tall = 2.55 + top
     figure, axis = plt.subplots(figsize=(COLUMN, tall))
     figure.subplots_adjust(
-        left=0.46 / COLUMN, right=1 - 0.12 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.08) / tall
+        left=0.46 / COLUMN, right=1 - 0.12 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.03) / tall
     )
     for number, one in enumerate(lines):
         look = Look.of(number)
@@ -117,13 +117,8 @@ def _plane(lines: Sequence[Told]):
 
 def _handles(lines: Sequence[Told], *, dashed: bool) -> list[Line2D]:
     handles = []
-    for number, one in enumerate(lines):
+    for number, name in enumerate(names([one.group for one in lines])):
         look = Look.of(number)
         style = {"color": look.color, "marker": look.marker, "ls": look.dashes if dashed else ""}
-        handles.append(Line2D([], [], ms=3.5, label=wrap(one.group.title, 30, 1), **style))
+        handles.append(Line2D([], [], ms=3.5, label=whole(name, 44, 2), **style))
     return handles
-
-
-def _top(handles: list[Line2D]) -> float:
-    """Return how many inches a legend above takes."""
-    return 0.1 + 0.135 * -(-len(handles) // legend_columns(handles, COLUMN))
