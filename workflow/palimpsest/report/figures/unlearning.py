@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from palimpsest.report.figures.style import (
     COLUMN,
@@ -21,7 +22,7 @@ from palimpsest.report.figures.style import (
     whole,
 )
 from palimpsest.report.refusals import Told
-from palimpsest.report.results import slug
+from palimpsest.report.results import Estimate, slug
 
 SHOWN = {  # a quantity's name -> how its panel or axis is called
     "refusal_rate": "RR: refused",
@@ -36,8 +37,10 @@ BY_STAGE = (
 )
 PLANE = (
     "After the last stage: what is refused of what is to be refused against what is answered of "
-    "the rest, with 95 % paired bootstrap intervals. Up and to the right is better."
+    "the rest (AR) and what the model is still worth elsewhere (S), with 95 % paired bootstrap "
+    "intervals. Up and to the right is better; no axis begins at 0."
 )
+KEPT = ("answer_rate", "specificity")  # along the planes
 LINES = 7  # as many looks there are
 
 
@@ -54,7 +57,7 @@ def draw(found: Sequence[Told]) -> list[Picture]:
             of, lines = slug("-".join(which)), [first, *part]
             for name, title, caption, figure in (
                 ("steps", "Unlearning by stage", BY_STAGE, _by_stage(lines)),
-                ("plane", "Refused and answered", PLANE, _plane(lines)),
+                ("plane", "Refused and kept", PLANE, _plane(lines)),
             ):
                 called = f"unlearning-{name}-{of}".rstrip("-")
                 title = heading(title, first.group, alone=alone)
@@ -89,30 +92,35 @@ def _line(ends_3S, look: Look, axis) -> None:
 
 def _plane(lines: Sequence[Told]):
     fits = "context_aware_refusal_rate"
-    name = fits if all(f"{fits}_last" in one.estimates for one in lines) else "refusal_rate"
+    up = fits if all(f"{fits}_last" in one.estimates for one in lines) else "refusal_rate"
+    kept = [k for k in KEPT if any(f"{k}_last" in one.estimates for one in lines)]
     handles = _handles(lines, dashed=False)
     top = legend_height(handles, COLUMN)
-    tall = 2.55 + top
-    figure, axis = plt.subplots(figsize=(COLUMN, tall))
+    tall = 1.9 + top
+    figure, axes = plt.subplots(1, len(kept), figsize=(COLUMN, tall), sharey=True, squeeze=False)
     figure.subplots_adjust(
-        left=0.46 / COLUMN, right=1 - 0.12 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.03) / tall
-    )
-    for number, one in enumerate(lines):
-        look = Look.of(number)
-        x, y = (one.estimates.get(f"{of}_last") for of in ("answer_rate", name))
-        if x and y:
-            style = {"color": look.color, "lw": 1, "marker": "|", "ms": 4, "mew": 1}
-            axis.plot([x.low, x.high], [y.value] * 2, **style)
-            axis.plot([x.value] * 2, [y.low, y.high], **style | {"marker": "_"})
-            axis.plot(x.value, y.value, look.marker, color=look.color, ms=5, zorder=3)
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_ticks(range(0, 101, 20))
-    axis.set(xlim=(-3, 103), ylim=(-3, 103))
-    axis.set_xlabel(f"{SHOWN['answer_rate']} (%)")
-    axis.set_ylabel(f"{SHOWN[name]} (%)")
-    axis.grid()
+        left=0.46 / COLUMN, right=1 - 0.12 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.03) / tall,
+        wspace=0.12,
+    )  # fmt: skip
+    for along, axis in zip(kept, axes[0], strict=True):
+        for number, one in enumerate(lines):
+            x, y = (one.estimates.get(f"{of}_last") for of in (along, up))
+            if x and y:
+                _point(x, y, Look.of(number), axis)
+        axis.set_xlabel(f"{SHOWN[along]} (%)")
+        axis.grid()
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+    axes[0, 0].set_ylabel(f"{SHOWN[up]} (%)")
     legend_above(figure, handles)
     return figure
+
+
+def _point(x: Estimate, y: Estimate, look: Look, axis) -> None:
+    style = {"color": look.color, "lw": 1, "marker": "|", "ms": 4, "mew": 1}
+    axis.plot([x.low, x.high], [y.value] * 2, **style)
+    axis.plot([x.value] * 2, [y.low, y.high], **style | {"marker": "_"})
+    axis.plot(x.value, y.value, look.marker, color=look.color, ms=4, zorder=3)
 
 
 def _handles(lines: Sequence[Told], *, dashed: bool) -> list[Line2D]:
