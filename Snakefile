@@ -32,7 +32,9 @@ include: "rules/report.smk"  # scores -> tables, figures, page
 
 
 onstart:
-    shell("palimpsest plan {STUDY.name}")
+    from palimpsest.plan import describe  # here, as no job needs it
+
+    print(describe(STUDY), flush=True)
     LEFT.take_over(RESULTS)
     # While it limits their rate, Snakemake 9.27 looks for jobs to start once a second more for every
     # job that has ended: after some hundreds it does little else.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from palimpsest.config import PACKAGE
 # From the ground up; rooms on one floor do not know each other, but for BESIDE.
 FLOORS = [
     {"data", "methods", "metrics", "lineage", "files", "provenance", "refusal"}
-    | {"slurm", "attempts", "lock", "logs"},
+    | {"slurm", "attempts", "lock", "logs", "imports"},
     {"config", "study", "tasks", "launch", "leftovers", "embeddings"},
     {"models", "report"},
-    {"training", "evaluation", "judging", "plan", "status", "check"},
+    {"training", "evaluation", "judging", "plan", "setting", "status", "check"},
     {"cli"},
 ]
 BESIDE = {
@@ -33,6 +33,7 @@ BESIDE = {
     "launch": {"config", "study"},
     "embeddings": {"config"},
     "judging": {"evaluation"},
+    "plan": {"setting"},
 }
 REPORT_KNOWS = {"report", "files", "lineage", "refusal"}  # tables: no models, data or config
 LIGHT = ["config", "study", "lineage", "files", "metrics", "plan", "launch", "cli", "tasks"]
@@ -41,6 +42,8 @@ LIGHT += ["judging.judge", "judging.serving"]
 LIGHT += ["slurm", "attempts", "lock", "logs", "leftovers", "status", "check"]
 LIGHT += ["embeddings", "methods.similarity"]
 LIGHT += ["data.downloads.download", "data.miniatures.coin"]
+HEAVY = ["torch", "transformers", "peft", "deepspeed", "datasets"]
+FOR_REPORTS = ["pandas", "matplotlib", "scipy", "sklearn"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -50,14 +53,17 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield every module and name that a file imports, lazily or not, by its full name."""
+@cache
+def imported(path: Path) -> list[str]:
+    """Return every module and name that a file imports, lazily or not, by its full name."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are written in full"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def room(name: str) -> str | None:
@@ -88,7 +94,7 @@ def test_every_room_has_a_floor():
 def test_imports_run_down_only(path):
     name = room(module_name(path))
     if name is None:  # palimpsest/__init__.py
-        assert not list(imported(path))
+        assert not imported(path)
     else:
         assert rooms_known_to(path) <= may_know(name)
 
@@ -113,11 +119,36 @@ def test_metrics_are_pure_python(path):
     assert roots <= sys.stdlib_module_names | {"palimpsest", "__future__"}
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_light_modules_load_no_torch(name):
-    code = (
-        f"import sys, palimpsest.{name}\n"
-        "print([n for n in ('torch', 'transformers', 'peft', 'deepspeed') if n in sys.modules])"
+def loaded(code: str, *packages: str) -> str:
+    """Run code in a new process; return what it prints, which may use `found()`: what is loaded."""
+    found = f"def found(): return [name for name in {packages} if name in sys.modules]"
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{found}\n{code}"], capture_output=True, text=True
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout == "[]\n", run.stderr
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_light_modules_load_nothing_heavy():
+    code = (
+        f"for name in {LIGHT}:\n"
+        "    __import__(f'palimpsest.{name}')\n"
+        "    if found(): sys.exit(f'{name} loads {found()}')\n"
+        "import palimpsest.cli\n"
+        "palimpsest.cli.parser().format_help()\n"
+        "print(found())"
+    )
+    assert loaded(code, *HEAVY, *FOR_REPORTS) == "[]\n"
+
+
+def test_jobs_of_a_model_load_only_what_they_use():
+    code = (
+        "from palimpsest import cli, imports\n"
+        "imports.hide(cli.UNUSED[cli.evaluate])\n"
+        "import palimpsest.evaluation.generate, palimpsest.evaluation.embed\n"
+        "import pyarrow\n"
+        "pyarrow.array(['pandas, if it is there'])\n"
+        "print(found())"
+    )
+    asked = ("torch", "deepspeed", "palimpsest.models.image_text", *FOR_REPORTS)
+    assert loaded(code, *asked) == "['torch']\n"

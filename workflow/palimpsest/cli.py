@@ -24,6 +24,7 @@ from palimpsest.config import (
     load,
 )
 from palimpsest.files import write_json
+from palimpsest.imports import hide, quickly
 from palimpsest.launch import run_stage
 from palimpsest.lineage import Stage
 from palimpsest.slurm import seconds_left
@@ -81,7 +82,8 @@ def assemble(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """make a model of a stage: what it has learnt, folded into its weights"""
     _set_threads(args.stage.model)
-    from palimpsest.evaluation.export import export
+    with quickly():
+        from palimpsest.evaluation.export import export
 
     export(args.stage, RESULTS, args.out)
 
@@ -104,7 +106,8 @@ def pretrain(args: argparse.Namespace) -> None:
 def embed(args: argparse.Namespace) -> None:
     """embed tasks by a model's eyes and a text encoder: what their similarity is computed from"""
     _set_threads(args.model)
-    from palimpsest.evaluation.embed import embed
+    with quickly():
+        from palimpsest.evaluation.embed import embed
 
     embed(args.model, args.tasks, RESULTS)
 
@@ -114,7 +117,8 @@ def train(args: argparse.Namespace) -> int:
     _set_threads(args.stage.model)
 
     def rank() -> int:
-        from palimpsest.training.stage import train
+        with quickly():
+            from palimpsest.training.stage import train
 
         # One rank asks Slurm, and the others stop with it.
         first = os.environ.get("RANK", "0") == "0"
@@ -126,7 +130,8 @@ def train(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> None:
     """answer the questions of some tasks with the model as a stage left it"""
     _set_threads(args.stage.model)
-    from palimpsest.evaluation.generate import evaluate
+    with quickly():
+        from palimpsest.evaluation.generate import evaluate
 
     evaluate(args.stage, args.tasks, RESULTS, _evaluation(args))
 
@@ -163,7 +168,8 @@ def judge(args: argparse.Namespace) -> None:
     ]
     judge, fingerprint = load(Judge, args.judge), stage_fingerprint(args.stage)
     if judge.kind == "templates":
-        from palimpsest.judging import context
+        with quickly():
+            from palimpsest.judging import context
 
         context.judge_cells(cells, args.judge, judge, fingerprint)
     else:
@@ -195,6 +201,14 @@ def show(args: argparse.Namespace) -> None:
     out = RESULTS / "reports" / args.study
     print(terminal_table(out))
     print(f"\nThe report: {(out / 'index.html').resolve()}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """print what differs between two reports: config, data, versions and numbers"""
+    from palimpsest.report.compare import compare
+
+    own = RESULTS / "reports"
+    print(compare(*[Path(one) if Path(one).is_dir() else own / one for one in args.reports]))
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -256,9 +270,11 @@ def parser() -> argparse.ArgumentParser:
     command(serve, "judge")
     command(report, "study")
     command(show, "study")
+    command(compare).add_argument("reports", nargs=2, metavar="report", help=OF_REPORT)
     return top
 
 
+OF_REPORT = "a study, or the directory of a report, of another clone too"
 ARGUMENTS = {
     "study": {"help": "config/<study>.yaml"},
     "name": {"help": "of a study (config/<name>.yaml) or a benchmark (config/benchmarks/)"},
@@ -296,6 +312,14 @@ ARGUMENTS = {
 }
 
 
+# What libraries import where it is installed, and these commands never use: a second of every job.
+OF_TABLES, OF_SCIENCE = ("pandas",), ("scipy", "sklearn")
+UNUSED = {
+    **dict.fromkeys((chance, convert, score), OF_TABLES),
+    **dict.fromkeys((embed, evaluate, export, judge, train), OF_TABLES + OF_SCIENCE),
+}
+
+
 def _evaluation(args: argparse.Namespace) -> Evaluation:
     """Return what a command says of how cells are computed."""
     named = {name: value for name, value in vars(args).items() if name in Evaluation.model_fields}
@@ -314,6 +338,7 @@ def main() -> int:
     """Run a sub-command; a wrong input is told in a line, without a traceback."""
     try:
         args = parser().parse_args()
+        hide(UNUSED.get(args.work, ()))
         return args.work(args) or 0
     except ValueError as error:
         print(f"palimpsest: error: {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from palimpsest.config import Judge, Task
 from palimpsest.data.shards import Shards
 from palimpsest.evaluation.score import is_of_right_kind, percent, read_predictions, write_scores
+from palimpsest.imports import quickly
 from palimpsest.judging import parsing, serving
 from palimpsest.judging.cache import Judgements
 from palimpsest.judging.endpoint import Endpoint
@@ -145,7 +146,8 @@ def _replies(
 def _connect(name: str, judge: Judge, results: Path, sbatch: str) -> Asked:
     """Load a judge, or find where it is served."""
     if judge.kind == "local":
-        from palimpsest.judging.local import LocalJudge
+        with quickly():
+            from palimpsest.judging.local import LocalJudge
 
         return LocalJudge(judge)
     if judge.url:

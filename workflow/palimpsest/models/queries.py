@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from palimpsest.data.example import Example
-from palimpsest.models.image_text import ImageText
 from palimpsest.models.lmm import Conversing, Encoded
 from palimpsest.models.text_encoder import Bert
 
@@ -39,8 +38,11 @@ class Queries:
             ) from None
         self.lmm = lmm
         self.encoder = Bert(encoder) if encoder else None
-        image_text = lmm.config.image_text if aligned else None
-        self.image_text = ImageText(image_text) if image_text else None
+        self.image_text = None
+        if aligned and lmm.config.image_text:
+            from palimpsest.models.image_text import ImageText  # BLIP-2, which few models have
+
+            self.image_text = ImageText(lmm.config.image_text)
 
     def of(
         self, examples: Sequence[Example], prompts: Sequence[Encoded] | None = None
