@@ -23,7 +23,7 @@ WRONG = {
     "unknown key": (
         ("tasks/signs", {"metrc": "exact_match"}),
         "config/tasks/signs.yaml: metrc: unknown key, did you mean 'metric'? Allowed: "
-        "answer_format, as_published, category, citation, downloads, licence, max_new_tokens, "
+        "answer_format, as_published, category, cites, downloads, licence, max_new_tokens, "
         "metric, metric_options, most_rejected, prompt, reader, source, title, version",
     ),
     "unknown key of a part": (
@@ -304,7 +304,7 @@ def test_objects_are_frozen(workplace):
 @pytest.mark.parametrize(
     ("kind", "name", "change"),
     [
-        (Task, "tasks/signs", {"title": "Other", "category": "x", "licence": "y", "citation": "z"}),
+        (Task, "tasks/signs", {"title": "Other", "category": "x", "licence": "y", "cites": ["z"]}),
         (Task, "tasks/signs", {"metric": "box_iou", "metric_options": {"grid": 16}}),
         (Task, "tasks/signs", {"answer_format": "[a-z]+", "max_new_tokens": 99}),
         (Benchmark, "benchmarks/three", {"title": "Other", "description": "long"}),
@@ -313,6 +313,7 @@ def test_objects_are_frozen(workplace):
     ],
 )
 def test_what_cannot_change_a_stage_is_not_in_the_fingerprint(workplace, kind, name, change):
+    Path("config/references.bib").write_text("@misc{z,\n}\n")
     before = load(kind, name.split("/")[1])
     workplace.change(name, **change)
     after = load(kind, name.split("/")[1])

@@ -154,7 +154,7 @@ def results(warm):
     for task in found.tasks:
         data = warm.root / "results" / "data" / task
         data.mkdir(parents=True)
-        write_json(data / "manifest.json", {})
+        write_json(data / "manifest.json", {"splits": {"train": {"examples": 8}}})
         write_json(data / "chance.json", {"value": 5.0})
     (view,) = views(found)
     return read_results(view)

@@ -32,6 +32,7 @@ from palimpsest.report.spec import (
     by_templates,
     judged,
 )
+from palimpsest.setting import setting
 from palimpsest.study import RESULTS, Experiment, Plan, method_of
 
 BOUND = (
@@ -133,6 +134,7 @@ def views(plan: Plan) -> list[StudyView]:
     """Return what the report of a study reads, by measure."""
     jobs = _jobs(plan.trained)
     similarities = _similarities(plan)
+    settings = setting(plan)
     return [
         StudyView(
             name=plan.name,
@@ -145,6 +147,7 @@ def views(plan: Plan) -> list[StudyView]:
             commit=commit(),
             allocated=_allocation(plan.trained, jobs),
             similarities=similarities,
+            setting=settings,
         )
         for name in plan.study.measures
     ]
@@ -179,6 +182,7 @@ def _task_view(name: str, measure: str, held_out: bool) -> TaskView:
         chance=chance,
         gallery=data / "gallery.parquet",
         held_out=held_out,
+        cites=task.cites,
         wording=read_json(data / "manifest.json").get("wording", {}).get("from", ""),
     )
 
@@ -195,6 +199,8 @@ def _experiment_view(
             learnt=stage.lineage.last if stage.parent else initial,
             cells={t: plan.cell(stage, t) / measure for t in experiment.cells(stage, tasks)},
             record=_record(stage) if stage.parent else None,
+            log=_logs(stage) / "train.log" if stage.parent else None,
+            logs={t: _evaluation_log(plan, stage, t) for t in experiment.cells(stage, tasks)},
         )
         for stage in experiment.stages
     ]
@@ -253,6 +259,16 @@ def _allocation(stages: Collection[Stage], jobs: dict[Stage, set[str]]) -> Alloc
 
 def _record(stage: Stage) -> Path:
     return stage.directory(RESULTS) / "stage.json"
+
+
+def _logs(stage: Stage) -> Path:
+    return RESULTS / "logs" / "stages" / stage.path
+
+
+def _evaluation_log(plan: Plan, stage: Stage, task: str) -> Path:
+    evaluation = plan.study.evaluation
+    served = f"-{task}" if evaluation.fan_out == "cell" else ""
+    return _logs(stage) / f"evaluate-{evaluation.name}{served}.log"
 
 
 def _samples(stages: Iterable[Stage]) -> int | None:

@@ -1,7 +1,7 @@
 """Studies, benchmarks, tasks, models and methods: YAML files as typed, frozen, validated objects.
 
     config/<study>.yaml   config/benchmarks/   config/tasks/   config/models/   config/methods/
-    config/judges/        config/downloads/      config/concepts/
+    config/judges/        config/downloads/      config/concepts/     config/references.bib
 
 Everything that is wrong in a file is reported at once, each with the file, the key, what was
 found, what is allowed, and the nearest right name. This room imports no torch.
@@ -19,6 +19,7 @@ from palimpsest.config.benchmark import Benchmark
 from palimpsest.config.judge import Asking, Judge, JudgeResources, Sampling, Serving
 from palimpsest.config.method import Method
 from palimpsest.config.model import AsPublished, Chat, Encoder, Model, Resources, TextEncoder
+from palimpsest.config.references import FILE, read_references
 from palimpsest.config.science import PACKAGE, Science, modules
 from palimpsest.config.study import (
     AS_PUBLISHED,
@@ -41,7 +42,7 @@ __all__ = [
     "Benchmark", "Chat", "Described", "Download", "Encoder", "Evaluation", "Judge",
     "JudgeResources", "Method", "Model", "Published", "Reference", "Resources", "Sampling",
     "Science", "Serving", "Study", "T", "Task", "TextEncoder", "Training", "Vocabulary",
-    "check_named", "load", "modules",
+    "check_named", "load", "modules", "read_references",
 ]  # fmt: skip
 
 CONFIG = Path("config")
@@ -64,11 +65,15 @@ def _load(kind: type[T], name: str, root: Path) -> T:
         check_named(kind, name, str(path), root)
     content, sources = _extended(path)
     try:
-        return kind.model_validate(content)
+        loaded = kind.model_validate(content)
     except ValidationError as errors:
         found = errors.errors(include_url=False)
         lines = [explain(sources.get(next(iter(e["loc"]), ""), path), kind, e) for e in found]
         raise ConfigError("\n".join(lines)) from None
+    for key in getattr(loaded, "cites", ()):
+        where = f"{sources['cites']}: cites"
+        check_known(key, read_references(root), where, f"work in {root / FILE}")
+    return loaded
 
 
 def check_named(kind: type[BaseModel], name: str, where: str, root: Path = CONFIG) -> None:

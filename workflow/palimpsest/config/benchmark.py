@@ -19,7 +19,7 @@ class Benchmark(Science):
     base and every stage are asked them, to see what learning the others does to a model elsewhere.
     """
 
-    cosmetic: ClassVar = {"title", "initial", "orders", "held_out", "description"}
+    cosmetic: ClassVar = {"title", "cites", "initial", "orders", "held_out", "description"}
     description: str = ""
     fraction: float | None = Field(None, gt=0, lt=1)  # of the training examples; all if not given
     initial: tuple[str, ...] = ()

@@ -72,7 +72,7 @@ class Judge(Science):
     the process: it tells to which group of refusals an answer is nearest (judging/context.py).
     """
 
-    cosmetic: ClassVar = {"title", "citation", "url", "api_key", "asking", "resources"}
+    cosmetic: ClassVar = {"title", "cites", "url", "api_key", "asking", "resources"}
     kind: Literal["endpoint", "local", "templates"]
     model: str  # hub id, a directory, or what the endpoint calls it
     revision: str | None = None
@@ -83,7 +83,6 @@ class Judge(Science):
     serving: Serving | None = None
     asking: Asking = Asking()
     resources: JudgeResources
-    citation: str | None = None
 
     def science(self) -> dict[str, Any]:
         """Return the settings that can change a number: of `serving`, its command."""

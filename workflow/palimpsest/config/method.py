@@ -25,7 +25,7 @@ ROUTED_BY = {"projector": "keys", "refusers": "concepts"}  # adapters that have 
 class Method(Science):
     """A continual-learning method, composed from parts, with the hyper-parameters of its source."""
 
-    cosmetic: ClassVar = {"title", "source", "models"}
+    cosmetic: ClassVar = {"title", "cites", "source", "models"}
     source: str  # the paper, or where the hyper-parameters come from
     adapter: Adapter
     regulariser: Regulariser | None = None

@@ -86,7 +86,7 @@ class Model(Science):
     """
 
     cosmetic: ClassVar = {
-        "title", "citation", "micro_batch", "zero_stage", "resources", "as_published",
+        "title", "cites", "licence", "micro_batch", "zero_stage", "resources", "as_published",
         "tower", "text_encoder", "image_text",
     }  # fmt: skip
     family: str  # models/families/<family>.py
@@ -95,6 +95,7 @@ class Model(Science):
     exported: str | None = None  # the stage of which `palimpsest export` makes them
     revision: str | None = None
     sha256: str | None = None  # of model.safetensors, for weights in a directory
+    licence: str | None = None  # of weights that are not made
     chat: Chat
     pictures: str | dict[str, Any] | None = None  # pad, crop or squash; or processor settings
     max_length: int = Field(gt=0)  # tokens of a training sequence, the picture's included
@@ -109,7 +110,6 @@ class Model(Science):
     zero_stage: Literal[0, 1, 2, 3] = 1
     resources: Resources
     as_published: AsPublished | None = None
-    citation: str | None = None
 
     @property
     def comparing(self) -> dict[str, Any]:

@@ -13,10 +13,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Science(Settings):
-    """Settings that are hashed into fingerprints, but for those that cannot change a number."""
+    """Settings that are hashed into fingerprints, but for those that cannot change a number.
 
-    cosmetic: ClassVar[set[str]] = {"title"}
+    `cites` are works of config/references.bib, by their keys.
+    """
+
+    cosmetic: ClassVar[set[str]] = {"title", "cites"}
     title: str
+    cites: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -26,7 +26,7 @@ class Task(Science):
     """
 
     cosmetic: ClassVar = {
-        "title", "category", "licence", "citation",
+        "title", "cites", "category", "licence",
         "answer_format", "metric", "metric_options", "as_published", "max_new_tokens",
         "downloads", "most_rejected",
     }  # fmt: skip
@@ -43,7 +43,6 @@ class Task(Science):
     as_published: str | None = None  # the metric that follows the paper's released scorer
     max_new_tokens: int = Field(gt=0)
     licence: str
-    citation: str | None = None
 
     @field_validator("reader")
     @classmethod
