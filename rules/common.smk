@@ -18,6 +18,7 @@ from palimpsest.config import (
     load,
 )
 from palimpsest.embeddings import fingerprints
+from palimpsest.evaluation import form
 from palimpsest.files import fingerprint
 from palimpsest.judging.version import of_work
 from palimpsest.launch import DECIDED, job_resources
@@ -160,7 +161,7 @@ def scoring(wildcards):
     """How a job's cells are scored; a change, such as a metric's new version, scores anew."""
     model = Stage.parse(wildcards.stage).model if "stage" in wildcards.keys() else None
     return [
-        f"{name} {metric(name).VERSION} {options} {load(Task, task).answer_format}"
+        f"{name} {metric(name).VERSION} {form.VERSION} {options} {load(Task, task).answer_format}"
         for task in tasks_of(wildcards)
         for name, options in (scorer(model, task, by) for by in (BY_RULE if model else [METRIC]))
     ]

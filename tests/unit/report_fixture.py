@@ -6,13 +6,15 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from palimpsest.report import ExperimentView, Measure, RowView, StudyView, TaskView, judged
+from palimpsest.report import ExperimentView, Measure, RowView, StudyView, TaskView, build, judged
+from palimpsest.report.spec import MethodView, ModelView, ReferenceView, Setting, Used
 
 # name, title, category, metric, chance, own-stage ability, base ability, kept after forgetting,
 # questions, answers
@@ -39,6 +41,50 @@ COST = {
     "samples": 6400, "steps": 200, "wall_seconds": 30.0, "gpu_seconds": 0.0, "core_seconds": 60.0,
     "peak_memory_bytes": 700_000_000, "attempts": [{"job": None}],
 }  # fmt: skip
+TRAINING = {
+    "epochs": 1.0, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 0.05,
+    "weight_decay": 0.01, "betas": (0.9, 0.98), "gradient_clip": 1.0,
+}  # fmt: skip
+MADE = {
+    "fingerprint": "f" * 16, "commit": "c" * 40, "versions": {"torch": "2.13.0"},
+    "data": {"demo-choice": "d" * 64},
+    "identity": {"seed": 0, "method": {"training": TRAINING}, "benchmark": {"pictures": "real"}},
+}  # fmt: skip
+LORA = {"adapter": {"name": "lora", "rank": 16, "alpha": 32.0}}
+REPLAY = LORA | {"rehearsal": {"name": "reservoir", "capacity": 800, "share": 0.3}}
+WORKS = {
+    "hu2022lora": "@misc{hu2022lora,\n  author = {E. Hu},\n  title = {LoRA},\n  year = {2022},\n}",
+    "digits": "@misc{digits,\n  author = {C. Kaynak},\n  title = {Digits},\n  year = {1998},\n}",
+}
+MODULES = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+SETTING = Setting(
+    benchmark="Demo",
+    description="Eight small tasks.",
+    orders={"default": tuple(NAMES)},
+    initial=(),
+    fraction=0.5,
+    learnt_from=dict.fromkeys(NAMES, 3840),
+    models=(ModelView("Demo LLaVA", "workflow/weights/demo-llava", "fp32", f"in `{MODULES}`"),),
+    methods=(
+        MethodView("LoRA", "Demo LLaVA", LORA, TRAINING, dict.fromkeys(NAMES, 32), ("hu2022lora",)),
+        MethodView("Replay 30 %", "Demo LLaVA", REPLAY, TRAINING, dict.fromkeys(NAMES, 32)),
+    ),
+    references=(
+        ReferenceView("Zero-shot", "zero-shot"),
+        ReferenceView("Pictures blanked", "direct", "LoRA", "Demo, blind"),
+    ),
+    split="test",
+    sample=None,
+    lengths={name: "4" if k % 2 else "8" for k, name in enumerate(NAMES)},
+    as_published=False,
+    judges=(),
+    used=(
+        Used("Digits", "CC BY 4.0 (UCI, through scikit-learn)", ("digits",)),
+        Used("A model", "see huggingface.co/someone/a_model-with-a-name-that-is-longer-than-any"),
+    ),
+    cites=(),
+    works=WORKS,
+)
 KEEPS = {"lora": 0.0, "moelora": 0.25, "replay": 0.9}
 
 
@@ -60,8 +106,15 @@ def write_study(
             rows = (base, *_sequence(root, method, seed, n))
             experiments.append(_experiment(method, titles[method], "sequential", seed, rows))
     return StudyView(
-        "demo", "Palimpsest demo", "demo", tasks, tuple(experiments), root, "0123456789abcdef"
-    )
+        "demo", "Palimpsest demo", "demo", tasks, tuple(experiments), root, "0123456789abcdef",
+        setting=SETTING,
+    )  # fmt: skip
+
+
+def build_without_figures(views: list[StudyView], out: Path) -> None:
+    """Build a report but for its figures, which take nearly all of the time."""
+    with patch("palimpsest.report.figures.draw_all", return_value=[]):
+        build(views, out)
 
 
 def _experiment(name, title, protocol, seed, rows) -> ExperimentView:
@@ -103,14 +156,16 @@ def _joint(root: Path, n: int) -> list[RowView]:
 
 def _row(lineage: str, learnt: tuple[str, ...], cells: dict[str, Path]) -> RowView:
     record = next(iter(cells.values())).parents[3] / "stage/stage.json"
-    return RowView(lineage, "+".join(learnt), learnt, cells, record)
+    logs = {task: record.parent / f"logs/{task}.log" for task in cells}
+    log = record.parent / "logs/train.log"
+    return RowView(lineage, "+".join(learnt), learnt, cells, record, log, logs)
 
 
 def _cells(root: Path, where: str, seed, n, ability, stage: int = -1, only=NAMES) -> dict:
     top = root / "stages/demo/demo-llava" / where
     if stage >= 0:
         (top / "stage").mkdir(parents=True)
-        (top / "stage/stage.json").write_text(json.dumps(COST))
+        (top / "stage/stage.json").write_text(json.dumps(COST | MADE))
     cells = {}
     for i, name in enumerate(NAMES):
         if name in only:
@@ -144,11 +199,16 @@ def write_cell(path: Path, task: str, right_N, kind_rate: float, stage: int = -1
 
 
 def write_scores(
-    path: Path, metric: str, ids: list[str], score_N, kind_N, combination_N=None
+    path: Path, metric: str, ids: list[str], score_N, kind_N, combination_N=None, said_N=None
 ) -> None:
-    """Write the two files of a measure's directory; a score that is NaN was no number."""
+    """Write the two files of a measure's directory; a score that is NaN was no number.
+
+    Unless it is told what is said, a wrong answer is so in the right form or in another.
+    """
     path.mkdir(parents=True, exist_ok=True)
-    outcome = {"id": ids, "score": score_N, "right_kind": kind_N}
+    wrong_N = np.where(kind_N, "wrong", "other")
+    said_N = np.where(score_N >= 0.5, "right", wrong_N) if said_N is None else said_N
+    outcome = {"id": ids, "score": score_N, "right_kind": kind_N, "said": list(said_N)}
     outcome |= {"combination": combination_N} if combination_N else {}
     pq.write_table(pa.table(outcome), path / "outcomes.parquet")
     parsed_N = score_N[np.isfinite(score_N)]
@@ -156,6 +216,7 @@ def write_scores(
         "task": path.parent.name, "metric": metric, "version": 1,
         "value": 100 * float(parsed_N.mean()) if len(parsed_N) else None, "n": len(ids),
         "right_kind": 100 * float(np.mean(kind_N)), "stage_fingerprint": "f" * 16,
+        "form": "1",
     }  # fmt: skip
     if len(parsed_N) < len(score_N):
         scores["unparsable"] = len(score_N) - len(parsed_N)

@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latex import complaints
 from palimpsest.report import build, terminal_table
-from palimpsest.report.page import differences
 from palimpsest.report.results import read_results
 from palimpsest.report.spec import StudyView
 from palimpsest.report.tables import latex, matrix_frame, summary_frame
 from report_fixture import NAMES, TASKS, write_cell, write_study
+
+SIDE = re.compile(r">\{[^}]*\}p\{\w+\}")  # of a column whose cells are broken into lines
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_the_matrix_holds_every_cell_once(report):
     frame = pd.read_csv(out / "matrix.csv", keep_default_na=False)
     assert list(frame.columns) == [
         "benchmark", "model", "method", "order", "seed", "lineage", "stage", "task", "metric",
-        "version", "value", "n", "unparsable",
+        "version", "value", "low", "high", "n", "unparsable", "cell",
     ]  # fmt: skip
     assert len(frame) == sum(len(row.cells) for e in view.experiments for row in e.rows)
     assert not frame.duplicated(["method", "seed", "lineage", "task"]).any()
@@ -54,6 +56,11 @@ def test_the_matrix_holds_every_cell_once(report):
         (frame.method == "replay") & (frame.stage == "demo-card") & (frame.task == "demo-reading")
     ]
     assert row["value"].item() == pytest.approx(scores["value"], abs=1e-4)
+    assert row["low"].item() < row["value"].item() < row["high"].item()
+    kinds = pd.read_csv(out / "right_kind.csv")
+    assert (kinds["low"] <= kinds["value"]).all()
+    assert (kinds["value"] <= kinds["high"]).all()
+    assert (kinds["low"] < kinds["high"]).any()
     parquet = pd.read_parquet(out / "matrix.parquet")
     assert parquet["value"].to_numpy() == pytest.approx(frame["value"].to_numpy(), abs=1e-4)
 
@@ -98,7 +105,7 @@ def digest(path):
 def test_every_figure_has_three_formats(report):
     _, out = report
     names = {p.stem for p in (out / "figures").iterdir()}
-    assert {"comparison", "curves", "radar", "heatmap-lora", "kind-replay"} <= names
+    assert {"comparison", "curves", "radar", "heatmap-lora", "losses-replay"} <= names
     assert "examples-lora" in names
     for name in names:
         for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
@@ -108,7 +115,7 @@ def test_every_figure_has_three_formats(report):
 class Page(HTMLParser):
     """Collects ids, references, and whether elements close in order."""
 
-    VOID = frozenset({"meta", "link", "img", "br"})
+    VOID = frozenset({"meta", "link", "img", "br", "input"})
 
     def __init__(self):
         super().__init__()
@@ -160,6 +167,21 @@ def test_the_page_names_tasks_chance_divisors_and_commit(report):
         assert f"<td>{task.chance:.1f}</td>" in text
 
 
+def test_the_page_tells_where_forgetting_comes_from(report):
+    _, out = report
+    text = (out / "index.html").read_text()
+    section = text[text.index('<section id="losses">') : text.index('<section id="examples">')]
+    assert re.search(
+        r"Of these, 0\xa0% are right content in the wrong form, \d+\xa0% wrong", section
+    )
+    assert section.count("<svg") == 3  # of both methods together, and of each
+    assert "What Sequential LoRA lost after the last stage" in section
+    assert '<p class="kind">lost: wrong answer, another form</p>' in text
+    assert '<a href="losses.csv">' in text
+    frame = pd.read_csv(out / "losses.csv")
+    assert set(frame["kind"]) == {"right", "form", "wrong", "other", "none"}
+
+
 def test_what_comes_from_data_is_escaped(study, tmp_path):
     evil = replace(study, title="<script>alert(1)</script> & co_1 100%")
     build([replace(evil, experiments=evil.experiments[:1])], tmp_path / "out")
@@ -187,11 +209,12 @@ def test_latex_is_balanced_and_escaped(report):
         for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}", r"\caption"):
             assert text.count(rule) == 1
         assert text.count(r"\begin{") == text.count(r"\end{") == 2
-        columns = len(re.search(r"tabular}\{(l?r+)\}", text).group(1))
+        columns = len(re.search(r"tabular}\{([lrp]+)\}", SIDE.sub("p", text)).group(1))
         body = [line for line in text.splitlines() if line.endswith(r"\\")]
         assert body
         assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {columns - 1}
-        assert not re.search(r"(?<!\\)[%#_]", re.sub(r"\\label\{.*?\}", "", text))
+        assert not re.search(r"(?<!\\)[#_]", re.sub(r"\\(label|cite)\{.*?\}", "", text))
+        assert len(re.findall(r"(?<!\\)%", text)) == text.count(r"\resizebox") == 1
         assert path.with_suffix(".md").is_file()
 
 
@@ -200,6 +223,30 @@ def test_latex_escapes_what_would_break_it():
     assert r"50 \% of a\_b" in text
     assert r"A \& B" in text
     assert r"{[}1{]} & $-$2 \\" in text
+
+
+def test_all_that_is_for_a_paper_compiles(report, tmp_path):
+    view, out = report
+    copy = shutil.copytree(out, tmp_path / "out")
+    assert complaints(copy / "report.tex") == []
+    named = re.findall(r"\\input\{tables/(.*)\}", (out / "report.tex").read_text())
+    assert sorted(named) == sorted(path.stem for path in (out / "tables").glob("*.tex"))
+    assert (out / "references.bib").read_text() == "\n\n".join(view.setting.works.values()) + "\n"
+
+
+def test_the_methods_paragraph_has_the_exact_settings(report):
+    _, out = report
+    said, tex = ((out / name).read_text() for name in ("methods.md", "methods.tex"))
+    assert "LoRA [@hu2022lora]: adapter lora (rank 16, alpha 32)." in said
+    assert r"LoRA~\cite{hu2022lora}: adapter lora" in tex
+    assert "adapter lora (rank 16, alpha 32); rehearsal reservoir (capacity 800, share 0.3)" in said
+    assert "LoRA; Replay 30 %: batches of 32 examples, 1 epoch a stage, learning rate 0.002" in said
+    assert "Choice (3,840 / 60), Reading (3,840 / 60)" in said
+    assert "Pictures blanked (each task learnt by itself, by LoRA, on Demo, blind)" in said
+    assert "exact_match 1 (Choice; Reading; Digits" in said
+    assert "box_iou 1 (Grounding)" in said
+    assert "2,000 resamples" in said
+    assert (out / "index.html").read_text().count("CC BY 4.0 (UCI, through scikit-learn)") == 1
 
 
 def test_the_terminal_table_tells_own_and_last(report):
@@ -268,26 +315,6 @@ def test_seeds_are_reported_apart_and_together(tmp_path):
     assert lora.loc["all", "value"] == pytest.approx(lora.loc[["0", "1"], "value"].mean())
     assert len(results.sequential) == 2
     assert set(matrix_frame(results)["seed"]) == {"", "0", "1"}
-
-
-def test_the_difference_of_a_method_from_itself_is_nothing(tmp_path):
-    view = write_study(tmp_path, n=30, methods=("lora",))
-    lora = view.experiments[-1]
-    twin = replace(lora, name="twin", title="Twin")
-    groups = read_results(replace(view, experiments=(*view.experiments, twin))).groups
-    e = groups[-1].estimates["average_accuracy_minus_lora"]
-    assert (e.value, e.low, e.high) == (0, 0, 0)
-
-
-def test_a_method_is_compared_with_the_first_of_its_own_model(tmp_path):
-    view = write_study(tmp_path, n=30, methods=("lora", "replay"))
-    sequential = [e for e in view.experiments if e.protocol == "sequential"]
-    other = [replace(e, model="other") for e in sequential]
-    results = read_results(replace(view, experiments=(*view.experiments, *other)))
-    lora, replay, lora_of_other, replay_of_other = (g.title for g in results.sequential)
-    pairs = [(method, base) for method, base, _ in differences(results)]
-    assert pairs == [(replay, lora), (replay_of_other, lora_of_other)]
-    assert len({lora, replay, lora_of_other, replay_of_other}) == 4
 
 
 def test_a_study_without_a_sequence_still_reports(tmp_path):

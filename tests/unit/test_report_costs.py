@@ -10,13 +10,13 @@ import pytest
 from palimpsest import plan as plans
 from palimpsest.files import write_json
 from palimpsest.lineage import Stage
-from palimpsest.report import Allocation, build
+from palimpsest.report import Allocation
 from palimpsest.report.costs import clock, gigabytes, hours
 from palimpsest.report.results import read_results
 from palimpsest.report.tables import cost_rows, cost_tables
 from palimpsest.slurm import Usage
 from palimpsest.study import RESULTS, plan
-from report_fixture import COST, write_study
+from report_fixture import COST, build_without_figures, write_study
 
 ALLOCATED = Allocation(
     runs=9,
@@ -161,7 +161,7 @@ def report(tmp_path_factory):
     view = write_study(root / "results", n=30, methods=("lora",))
     lora = replace(view.experiments[-1], allocated=ALLOCATED)
     view = replace(view, experiments=(*view.experiments[:-1], lora))
-    build([view], root / "out")
+    build_without_figures([view], root / "out")
     return view, root / "out"
 
 
@@ -253,7 +253,7 @@ def test_the_page_says_what_it_cost(report):
 
 def test_a_study_that_trained_nothing_has_no_costs(report, tmp_path):
     view, _ = report
-    build([replace(view, experiments=view.experiments[:1])], tmp_path / "out")
+    build_without_figures([replace(view, experiments=view.experiments[:1])], tmp_path / "out")
     assert "What it cost" not in (tmp_path / "out/index.html").read_text()
     assert not list((tmp_path / "out").rglob("cost*"))
 

@@ -25,7 +25,14 @@ from palimpsest.report.bootstrap import resampled_means
 from palimpsest.report.examples import shown_examples
 from palimpsest.report.results import read_results
 from palimpsest.report.tables import latex, matrix_frame, matrix_table, measure_table, summary_frame
-from report_fixture import NAMES, by_measure, judge, write_scores, write_study
+from report_fixture import (
+    NAMES,
+    build_without_figures,
+    by_measure,
+    judge,
+    write_scores,
+    write_study,
+)
 
 SHORT = [name.removeprefix("demo-") for name in NAMES]
 
@@ -145,7 +152,9 @@ def test_the_costs_stand_on_the_front_page_alone(report):
 
 
 def test_one_measure_needs_no_table_of_measures(study, tmp_path):
-    build([replace(study[1], experiments=study[1].experiments[:1])], tmp_path / "out")
+    build_without_figures(
+        [replace(study[1], experiments=study[1].experiments[:1])], tmp_path / "out"
+    )
     assert not (tmp_path / "out/measures.csv").exists()
     assert "by another measure" not in (tmp_path / "out/index.html").read_text()
 
@@ -196,7 +205,7 @@ def test_resampled_means_leave_nan_out_of_their_own_row_alone():
 def test_a_judge_that_only_answers_nonsense_is_reported_as_such(tmp_path):
     view = write_study(tmp_path / "results", n=8, methods=("lora",))
     view = replace(view, experiments=view.experiments[-1:])
-    build([view, judge(view, "mute", every=1)], tmp_path / "out")
+    build_without_figures([view, judge(view, "mute", every=1)], tmp_path / "out")
     frame = pd.read_csv(tmp_path / "out/mute/matrix.csv")
     assert frame["value"].isna().all()
     assert (frame["unparsable"] == 8).all()

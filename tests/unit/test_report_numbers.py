@@ -8,9 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from palimpsest.report import aggregates as agg
 from palimpsest.report.bootstrap import (
-    RESAMPLES,
     interval,
-    pool_seeds,
     resample_indices,
     resampled_means,
 )
@@ -112,16 +110,6 @@ def test_a_draw_depends_on_the_task_and_on_nothing_else():
     assert resampled_means(score, "b", 30)[:, 0] != pytest.approx(again[:, 0], rel=1e-3)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(2)
-    covered = 0
-    for trial in range(200):
-        score = rng.random((1, 150)) < 0.6
-        low, high = interval(resampled_means(score.astype(float), f"t{trial}", 400))
-        covered += low[0] <= 0.6 <= high[0]
-    assert 0.89 <= covered / 200 <= 0.99
-
-
 def test_paired_differences_are_narrower_than_unpaired_ones():
     rng = np.random.default_rng(3)
     hard = rng.random(300)
@@ -130,12 +118,3 @@ def test_paired_differences_are_narrower_than_unpaired_ones():
     paired = np.ptp(interval(both[:, 0] - both[:, 1]))
     apart = np.ptp(interval(both[:, 0] - resampled_means(b[None], "other")[:, 0]))
     assert paired < 0.6 * apart
-
-
-def test_one_seed_is_pooled_to_itself_and_several_add_their_spread():
-    value = np.random.default_rng(4).normal(50, 1, (1, RESAMPLES))
-    assert np.array_equal(pool_seeds(value), value[0])
-    three = np.stack([value[0] - 10, value[0], value[0] + 10])
-    pooled = pool_seeds(three)
-    assert pooled.mean() == pytest.approx(50, abs=0.6)
-    assert pooled.std() == pytest.approx(np.sqrt(1 + 200 / 3 / 3), rel=0.1)

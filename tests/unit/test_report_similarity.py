@@ -11,7 +11,8 @@ from palimpsest.files import read_json
 from palimpsest.methods.similarity import MODALITIES
 from palimpsest.report import ExperimentView, RowView, build
 from palimpsest.report.bootstrap import RESAMPLES, resample_indices
-from palimpsest.report.figures import comparison, curves, examples, heatmap, kind, radar
+from palimpsest.report.figures import comparison, curves, examples, heatmap, radar
+from palimpsest.report.figures import losses as lost
 from palimpsest.report.figures.similarity import draw
 from palimpsest.report.matrix import Cell, Matrix
 from palimpsest.report.results import read_results
@@ -148,8 +149,8 @@ def test_each_method_has_its_correlation(results):
 
 
 def test_the_page_shows_it(view, tmp_path, monkeypatch):
-    for other in (comparison, curves, examples, heatmap, kind, radar):
-        monkeypatch.setattr(other, "draw", lambda results: [])
+    for other in (comparison, curves, examples, heatmap, lost, radar):
+        monkeypatch.setattr(other, "draw", lambda *_: [])
     one = replace(view, experiments=view.experiments[:1])
     build([one], tmp_path / "out")
     text = (tmp_path / "out/index.html").read_text()

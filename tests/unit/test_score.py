@@ -68,13 +68,13 @@ def scored(cell, task, examples):
 
 
 def test_scores_of_a_cell(cell, task, dataset):
-    predict(cell, [("a", "KLMN."), ("b", "unanswerable"), ("c", "XYZ"), ("d", " ABC")])
+    predict(cell, [("a", "KLMN."), ("b", "It says XYZ"), ("c", "XYZ"), ("d", " ABC")])
     scored(cell, task, Shards(dataset, "test"))
     assert pq.read_table(cell / "metric/outcomes.parquet").to_pylist() == [
-        {"id": "d", "score": 1.0, "right_kind": True},
-        {"id": "b", "score": 0.0, "right_kind": False},
-        {"id": "a", "score": 1.0, "right_kind": False},  # the full stop
-        {"id": "c", "score": 0.0, "right_kind": True},
+        {"id": "d", "score": 1.0, "right_kind": True, "said": "right"},
+        {"id": "b", "score": 0.0, "right_kind": False, "said": "form"},
+        {"id": "a", "score": 1.0, "right_kind": False, "said": "right"},  # the full stop
+        {"id": "c", "score": 0.0, "right_kind": True, "said": "wrong"},
     ]
     assert read_json(cell / "metric/scores.json") == {
         "task": "signs",
@@ -83,6 +83,7 @@ def test_scores_of_a_cell(cell, task, dataset):
         "value": 50.0,
         "n": 4,
         "right_kind": 50.0,
+        "form": "1",
         "stage_fingerprint": OURS,
     }
 
@@ -241,6 +242,7 @@ def test_fidelity_is_to_the_answers_of_the_base(tmp_path, cell, task):
     outcomes = pq.read_table(cell / "fidelity/outcomes.parquet").to_pylist()
     f = (1 + 1.2**2) * 1 * (2 / 3) / (2 / 3 + 1.2**2 * 1)
     assert [row["score"] for row in outcomes[1:]] == pytest.approx([f, 0.0, 1.0])
+    assert {row["said"] for row in outcomes} == {None}  # likeness is neither right nor wrong
     assert math.isnan(outcomes[0]["score"])
     scores = read_json(cell / "fidelity/scores.json")
     assert (scores["metric"], scores["unparsable"], scores["n"]) == ("fidelity", 1, 4)

@@ -75,6 +75,20 @@ def test_the_report_is_there(finished):
     assert rows["value"].between(0, 100).all()
 
 
+def test_the_page_names_files_that_are_there(finished):
+    page = (finished / REPORT / "index.html").read_text()
+    behind = json.loads(page.split('id="behind">')[1].split("</script>")[0])
+    seen = set()
+    for group in behind["groups"].values():
+        for place, cell in group["cells"].items():
+            stages = group["rows"][int(place.split()[0])]["seeds"]
+            for stage, (_, path, log) in zip(stages, cell["seeds"], strict=True):
+                seen |= {f"{stage['cells']}/{path}/scores.json", f"{stage['logs']}/{log}"}
+                seen |= {stage[name] for name in ("record", "log") if name in stage}
+    assert len([path for path in seen if path.endswith("train.log")]) == len(STAGES)
+    assert [path for path in seen if not (finished / path).is_file()] == []
+
+
 def test_a_second_run_has_nothing_to_do(finished):
     before = times(finished)
     assert NOTHING in succeed(finished).text

@@ -1,8 +1,9 @@
 """Predictions -> outcomes and scores of a cell. Needs no model, so that rescoring is free.
 
     predictions.parquet   id, prompt, prediction, references, num_tokens, stop_reason
-    <measure>/outcomes.parquet      id, score (0 to 1, or more), right_kind
-    <measure>/scores.json           task, metric, version, value (percent), n, right_kind (percent)
+    <measure>/outcomes.parquet      id, score (0 to 1, or more), right_kind, said (see form.py)
+    <measure>/scores.json           task, metric, version, value (percent), n, right_kind (percent),
+                                    form: the version of the rule for `said`
 
 Of unlearning, where examples have a combination, also:
 
@@ -18,8 +19,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import pyarrow.parquet as pq
 from palimpsest import metrics
 from palimpsest.data.example import Example
 from palimpsest.data.shards import Shards
+from palimpsest.evaluation import form
 from palimpsest.files import whole_file, write_json
 from palimpsest.metrics import Scored
 
@@ -51,21 +54,24 @@ def score_cell(
 
     `cell` is `…/cells/<evaluation>/<task>`; `examples` are those that were asked; an answer that
     matches `answer_format` in full is of the right kind; one that the metric leaves out (NaN) is
-    counted, and is no part of the mean. With `untouched`, the base model's cell of the same task
-    and its fingerprint, the references are the answers in it. ValueError names the cell or its file
-    if predictions are of a stage with another fingerprint, or not of exactly these examples.
+    counted, and is no part of the mean. A metric of likeness leaves `said` open. With `untouched`,
+    the base model's cell of the same task and its fingerprint, the references are the answers in
+    it. ValueError names the cell or its file if predictions are of a stage with another
+    fingerprint, or not of exactly these examples.
     """
     predictions = read_predictions(cell, stage_fingerprint, examples)
     (cell / measure / "scores.json").unlink(missing_ok=True)  # it may not stand if this fails
     ids = examples.ids
     answers = [predictions[id] for id in ids]
     asked = Answered(examples, read_predictions(*untouched, examples)) if untouched else examples
-    scores = list(score_all(answers, asked, scorer))
-    value, left_out = percent_known(scores)
-    outcomes = [
-        {"id": id, "score": score, "right_kind": is_of_right_kind(answer, answer_format)}
-        for id, answer, score in zip(ids, answers, scores, strict=True)
-    ]
+    outcomes = []
+    for id, answer, (example, score) in zip(ids, answers, scorers(asked, scorer), strict=True):
+        given, right_kind = score(answer), is_of_right_kind(answer, answer_format)
+        said = None
+        if scorer[0] not in form.LIKENESS:
+            said = form.said(answer, given, right_kind, example, score)
+        outcomes.append({"id": id, "score": given, "right_kind": right_kind, "said": said})
+    value, left_out = percent_known([row["score"] for row in outcomes])
     write_scores(
         cell / measure,
         examples,
@@ -78,6 +84,7 @@ def score_cell(
             "n": len(outcomes),
             **({"unparsable": left_out} if left_out else {}),
             "right_kind": percent([o["right_kind"] for o in outcomes]),
+            "form": form.VERSION,
             "stage_fingerprint": stage_fingerprint,
         },
     )
@@ -137,14 +144,29 @@ def score_all(
 
     ValueError names the example that the metric refuses.
     """
+    for prediction, (_, score) in zip(predictions, scorers(examples, scorer), strict=True):
+        yield score(prediction)
+
+
+def scorers(
+    examples: Shards | Answered, scorer: Scorer
+) -> Iterator[tuple[Scored, Callable[[str], float]]]:
+    """Yield each example in order, and what scores an answer to it.
+
+    ValueError, of the latter, names the example that the metric refuses.
+    """
     name, options = scorer
     references = (example.references for example in examples.without_pictures())
     score = metrics.scorer(name, options, references)
-    for prediction, e in zip(predictions, examples.without_pictures(), strict=True):
-        try:
-            yield score(prediction, _scored(e))
-        except ValueError as error:
-            raise ValueError(f"example {e.id!r}: {error}") from None
+    for e in examples.without_pictures():
+        yield (scored := _scored(e)), partial(_named, score, scored, e.id)
+
+
+def _named(score: Callable[..., float], example: Scored, id: str, prediction: str) -> float:
+    try:
+        return score(prediction, example)
+    except ValueError as error:
+        raise ValueError(f"example {id!r}: {error}") from None
 
 
 def _scored(e: Example) -> Scored:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palimpsest.files import whole_directory
+from palimpsest.files import whole_directory, write_json
+from palimpsest.report import traces
 from palimpsest.report.spec import StudyView
 
 if TYPE_CHECKING:
@@ -34,37 +35,55 @@ def build(views: Sequence[StudyView], out: Path) -> None:
     with whole_directory(out) as partial:
         for number, name in enumerate(measures):
             _write_page(measured, number, partial / name if number else partial)
+        write_json(partial / traces.FILE, traces.traces(views[0]))
     print(f"report {views[0].name}: {out / 'index.html'}", flush=True)
 
 
 def _write_page(measured: list[Results], number: int, out: Path) -> None:
     """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
-    from palimpsest.report import beside, refusals, similarity, tables
+    from palimpsest.report import (
+        beside,
+        differences,
+        losses,
+        paper,
+        paragraph,
+        refusals,
+        similarity,
+        tables,
+    )
     from palimpsest.report.figures import draw_all
-    from palimpsest.report.figures.style import save
+    from palimpsest.report.figures.style import COLUMN, save
     from palimpsest.report.page import Drawn, render
     from palimpsest.report.terminal import terminal
 
     results, first = measured[number], number == 0
     compared = beside.comparisons(results)
-    front = tables.front_tables(measured) if first else []
+    front = [*tables.front_tables(measured), *paragraph.licence_tables(results)] if first else []
     frames = tables.frames_of(results) | beside.frames_of(results, compared)
-    told = refusals.told(results, measured)
+    told, lost = refusals.told(results, measured), losses.losses(results)
+    frames |= differences.frames_of(results) | losses.frames_of(results, lost)
     frames |= similarity.frames_of(results) | refusals.frames_of(results, told)
     frames |= tables.front_frames(measured) if first else {}
     papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
+    papers += [*differences.paper_tables(results), *losses.paper_tables(results, lost)]
     papers += [*similarity.paper_tables(results), *refusals.paper_tables(told)]
     (out / "figures").mkdir(parents=True)
     tables.write_tables(frames, papers, out)
     (out / TERMINAL).write_text(terminal(results), encoding="utf-8")
-    drawn = []
-    for picture in draw_all(results, told):
+    drawn, figures = [], []
+    for picture in draw_all(results, told, lost):
         svg = save(picture, out / "figures")
         print(f"report {results.view.name}: figures/{picture.name}", flush=True)
         drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
-    page = render(results, drawn, _others(measured, number), compared, front, told)
+        wide = picture.figure.get_figwidth() > COLUMN
+        figures.append((picture.name, picture.caption, wide))
+    page = render(results, drawn, _others(measured, number), compared, front, told, lost)
     (out / "index.html").write_text(page, encoding="utf-8")
+    if first and results.view.setting:
+        paragraph.write(results, out)
+        document = paper.document(results.view, papers, figures)
+        (out / "report.tex").write_text(document, encoding="utf-8")
 
 
 def _others(measured: list[Results], number: int) -> list[tuple[str, str]]:

@@ -9,35 +9,47 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from palimpsest.files import read_json
 from palimpsest.report.bootstrap import mean_parsed
 from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView, TaskView
 
-COLUMNS = ("id", "score", "right_kind", "combination")  # of the outcomes; the last is not in all
+COLUMNS = ("id", "score", "right_kind", "said", "combination")  # the last two are not in all
+SAID = ("right", "form", "wrong", "other", "none")  # kinds of answers; losses.py names them
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One stage evaluated on one task; `value` and `right_kind` in percent, `score_N` in 0..1.
+    """One stage evaluated on one task; `value` in percent, `score_N` in 0..1.
 
     A score is NaN where the measure leaves an example out, as a judge does whose reply was no
-    number; `value` is the mean of the others. `combination_N` is of unlearning, and None elsewhere.
+    number; `value` is the mean of the others. `kind_N` says which answers are of the right kind.
+    `combination_N` is of unlearning, and None elsewhere. `said_N` has places in SAID, and -1 where
+    an answer is none of these; None where nobody said it, as a judge does not. `form` is the
+    version of the rule by which it was said.
     """
 
     path: Path
     metric: str
     version: str
     value: float
-    right_kind: float
+    kind_N: np.ndarray
     score_N: np.ndarray
     combination_N: np.ndarray | None = None
+    said_N: np.ndarray | None = None
+    form: str = ""
 
     @property
     def n(self) -> int:
         """The number of test examples."""
         return len(self.score_N)
+
+    @property
+    def right_kind(self) -> float:
+        """The rate of answers of the right kind, in percent."""
+        return 100 * float(self.kind_N.mean())
 
     @property
     def unparsable(self) -> int:
@@ -82,11 +94,13 @@ class CellReader:
             metric=str(scores["metric"]),
             version=str(scores["version"]),
             value=float("nan" if scores["value"] is None else scores["value"]),
-            right_kind=100 * float(table["right_kind"].to_numpy().mean()),
+            kind_N=table["right_kind"].to_numpy(),
             score_N=table["score"].to_numpy().astype(np.float64),
             combination_N=(
                 table["combination"].to_numpy() if "combination" in table.column_names else None
             ),
+            said_N=_places(table["said"]) if "said" in table.column_names else None,
+            form=str(scores.get("form", "")),
         )
         mean = 100 * mean_parsed(cell.score_N)
         if not np.isclose(mean, cell.value, rtol=0, atol=0.01, equal_nan=True):
@@ -118,6 +132,17 @@ class CellReader:
                 f"{first.metric} {first.version}; a report never mixes them, so score task "
                 f"{task!r} again"
             )
+        if cell.form != first.form:
+            raise ValueError(
+                f"cell {cell.path}: what kind of answer each is was said by version "
+                f"{cell.form or 'none'} of the rule, in {first.path} by {first.form or 'none'}; a "
+                f"report never mixes them, so score task {task!r} again"
+            )
+
+
+def _places(said: pa.ChunkedArray) -> np.ndarray:
+    """Return the places in SAID of what is said of each answer, -1 where it is left open."""
+    return pc.index_in(said.cast(pa.string()), value_set=pa.array(SAID)).fill_null(-1).to_numpy()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.colors import to_hex
 
 import palimpsest
-from palimpsest.report import beside, refusals, similarity, tables
+from palimpsest.report import (
+    beside,
+    cells,
+    differences,
+    filters,
+    losses,
+    refusals,
+    similarity,
+    tables,
+)
 from palimpsest.report.aggregates import AGGREGATES
 from palimpsest.report.beside import Comparison
 from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
-from palimpsest.report.examples import shown_examples
+from palimpsest.report.examples import Shown, lost_examples, shown_examples
 from palimpsest.report.figures.style import (
     GRID,
     INK,
@@ -26,24 +34,22 @@ from palimpsest.report.figures.style import (
     ON_DARK,
     ON_LIGHT,
     PAPER,
-    SCORES,
-    SCORES_DARK,
     SERIES,
     STEPS,
 )
+from palimpsest.report.heat import HEAT, ON_HEAT
+from palimpsest.report.losses import Losses
+from palimpsest.report.pictures import data_uri
 from palimpsest.report.refusals import Told
 from palimpsest.report.results import Group, Results
 
-HEAT = {
-    "light": [to_hex(SCORES(k)) for k in range(STEPS)],
-    "dark": [to_hex(SCORES_DARK(k)) for k in range(STEPS)],
-}
 THEMED = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ON_DARK: "on-high",
     ON_LIGHT: "on-low",
     **{color: f"series-{k}" for k, color in enumerate(SERIES[:6])},
     **{color: f"heat-{k}" for k, color in enumerate(HEAT["light"])},
 }  # fmt: skip
+CITED = re.compile(r"\[@[^\]]+\]")
 UNSURE = re.compile(r"[−\d.]+ [†‡]")
 SECTIONS = (
     "comparison",
@@ -52,9 +58,11 @@ SECTIONS = (
     "curves",
     "similarity",
     "radar",
-    "kind",
+    "losses",
     "examples",
 )
+# The rows of tables that sum up the others, and stay below them when these are sorted.
+TOTALS = ("Mean", "Mean of the old tasks", "chance", "All, every stage once")
 ZOOM = 1.5  # how much larger than in print a figure may be on the page
 
 
@@ -86,17 +94,20 @@ def render(
     compared: list[Comparison],
     front: list[tables.Table],
     told: list[Told],
+    lost: list[Losses],
 ) -> str:
     """Return the page's HTML.
 
     `others` are title and address of the pages of other measures, `compared` what is laid beside
-    published results, `front` the tables that the front page alone has, `told` what is unlearnt.
+    published results, `front` the tables that the front page alone has, `told` what is unlearnt,
+    `lost` what is forgotten.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["marked"] = marked
+    environment.filters |= {"marked": marked, "whose": filters.marker(results)}
+    environment.tests["total"] = lambda row: row[0] in TOTALS
     return environment.get_template("index.html.j2").render(
         view=results.view,
         findings=refusals.findings(told) or findings(results),
@@ -104,8 +115,16 @@ def render(
         figures={s: [d for d in drawn if d.section == s] for s in SECTIONS},
         comparison=tables.comparison_table(results),
         tasks=[tables.task_table(results), *tables.held_out_tables(results)],
-        matrices=[tables.matrix_table(results, group) for group in results.sequential],
-        differences=differences(results),
+        matrices=[
+            (group, tables.matrix_table(results, group), cells.squares(group, STEPS))
+            for group in (*results.sequential, *results.references)
+        ],
+        filters=filters.choices(results),
+        behind=json.dumps(cells.behind(results), ensure_ascii=False),
+        differences=differences.paper_tables(results),
+        losses=losses.paper_tables(results, lost),
+        losses_said=losses.findings(lost),
+        kinds=losses.KINDS,
         cards=[(group, cards(results, group)) for group in results.sequential],
         aggregates=AGGREGATES,
         others=others,
@@ -114,10 +133,12 @@ def render(
         unlearning=refusals.paper_tables(told),
         explained=refusals.explained(told),
         measures=[table for table in front if table[0] == "measures"],
-        costs=[table for table in front if table[0] != "measures"],
+        costs=[table for table in front if table[0] not in ("measures", "licences")],
+        licences=[table for table in front if table[0] == "licences"],
         provenance=provenance(results),
         bootstrap={"resamples": RESAMPLES, "level": round(100 * LEVEL), "seed": SEED},
         heat=HEAT,
+        on_heat=ON_HEAT,
         image=data_uri,
     )
 
@@ -145,7 +166,8 @@ def published(results: Results, compared: list[Comparison]) -> list[dict[str, An
 
 
 def marked(text: str) -> Markup:
-    """Set numbers that carry a mark of doubt apart from those that carry none."""
+    """Set numbers that carry a mark of doubt apart, and keys of works without Markdown's marks."""
+    text = CITED.sub(lambda cited: cited[0].strip("[]").replace("@", ""), text)
     return Markup(UNSURE.sub(r'<em class="unsure">\g<0></em>', str(escape(text))))
 
 
@@ -171,9 +193,9 @@ def findings(results: Results) -> list[str]:
     for group in told[:1]:
         e = group.estimates
         said.append(
-            f"{group.title} scored {e['learning_accuracy'].value:.1f} % on average right after "
-            f"each task, and {e['average_accuracy'].value:.1f} % after the last of "
-            f"{len(group.view.rows) - 1} stages: it forgot {_points(group)}."
+            f"{group.title} scored {tables.with_interval(e['learning_accuracy'])} % on average "
+            f"right after each task, and {tables.with_interval(e['average_accuracy'])} % after the "
+            f"last of {len(group.view.rows) - 1} stages: it forgot {_points(group)}."
         )
         then, now = _kinds(group)
         said.append(
@@ -184,14 +206,15 @@ def findings(results: Results) -> list[str]:
     if best is not None and len(told) > 1:
         said.append(
             f"{best.title} forgot least: {_points(best)}, and ends at "
-            f"{best.estimates['average_accuracy'].value:.1f} %."
+            f"{tables.with_interval(best.estimates['average_accuracy'])} %."
         )
+        if like := differences.not_told_from(results, best, "forgetting"):
+            said.append(f"By what it forgot it is not told from {', '.join(like)}.")
     return [sentence.replace(" %", "\u00a0%") for sentence in said]
 
 
 def _points(group: Group) -> str:
-    e = group.estimates["forgetting"]
-    return f"{e.value:.1f} points [{e.low:.1f}, {e.high:.1f}]".replace("-", "−")
+    return f"{tables.with_interval(group.estimates['forgetting'])} points"
 
 
 def _kinds(group: Group) -> tuple[float, float]:
@@ -200,27 +223,15 @@ def _kinds(group: Group) -> tuple[float, float]:
     return group.kind_RT[group.own_T[learnt], learnt].mean(), group.kind_RT[-1, learnt].mean()
 
 
-def differences(results: Results) -> list[tuple[str, str, str]]:
-    """Return (method, baseline, average accuracy's difference with its paired interval)."""
-    prefix = "average_accuracy_minus_"
-    titles: dict[tuple[str, str], str] = {}  # of the first group of a name with each model
-    for group in results.groups:
-        titles.setdefault((group.view.name, group.view.model), group.title)
+def cards(results: Results, group: Group) -> list[Shown]:
+    """Return for each task an example of each kind of loss, or the gallery's first."""
     return [
-        (
-            group.title,
-            titles[name.removeprefix(prefix), group.view.model],
-            tables.with_interval(estimate),
+        example
+        for task in group.tasks
+        for example in (
+            lost_examples(results, group, task) or shown_examples(results, group, task)[:1]
         )
-        for group in results.sequential
-        for name, estimate in group.estimates.items()
-        if name.startswith(prefix)
     ]
-
-
-def cards(results: Results, group: Group) -> list:
-    """Return an example of each task that has a gallery."""
-    return [e for task in group.tasks for e in shown_examples(results, group, task)[:1]]
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
@@ -240,9 +251,3 @@ def provenance(results: Results) -> list[tuple[str, str]]:
         ("commit", view.commit),
         ("palimpsest", palimpsest.__version__),
     ]
-
-
-def data_uri(image: bytes) -> str:
-    """Return an encoded picture as a data URI."""
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from palimpsest.report import unlearning
 from palimpsest.report.bootstrap import interval, mean_parsed, pool_measured, with_resamples
+from palimpsest.report.differences import Difference, about, compare, with_mark
 from palimpsest.report.matrix import Cell, Matrix
 from palimpsest.report.results import Estimate, Group, Results, Samples, estimated
 from palimpsest.report.spec import AS_PUBLISHED, FIDELITY, METRIC
@@ -34,6 +36,7 @@ class Quantity:
     title: str
     better: str
     text: str
+    is_share: bool = True  # so that it lies between 0 and 100
 
 
 QUANTITIES = (
@@ -42,6 +45,7 @@ QUANTITIES = (
         "specificity: the mean over the held-out tasks of the score in percent of the base model’s "
         "own, so it can be above 100. Inferred from the released code: that the published S is "
         "this.",
+        is_share=False,
     ),
     Quantity(
         "answer_rate", "AR", "higher",
@@ -64,6 +68,7 @@ QUANTITIES = (
         "delta_refusal_rate", "ΔRR", "lower",
         "RR − CRR, in percentage points: refused in words that do not fit. Inferred: the released "
         "code prints both rates and no difference; published ones agree with it.",
+        is_share=False,
     ),
     Quantity(
         "fidelity", "Fidelity", "higher",
@@ -84,7 +89,7 @@ class Told:
 
     steps      a quantity's name -> (3, S): its value and the ends of its interval, by stage
     estimates  `<name>_avg` and `<name>_last`, pooled over seeds;  by_seed  those of each experiment
-    first      the first group of the same model
+    first      the first group of the same model and order
     beyond     the estimates minus those of `first`, in pairs; empty for that one itself
     """
 
@@ -93,7 +98,7 @@ class Told:
     estimates: dict[str, Estimate]
     by_seed: tuple[dict[str, Estimate], ...]
     first: Group
-    beyond: dict[str, Estimate]
+    beyond: dict[str, Difference]
 
 
 # ------------------------------------------------------------------------------------ numbers
@@ -110,14 +115,15 @@ def told(results: Results, measured: Sequence[Results]) -> list[Told]:
         return []
     context = next((one for one in measured if one.view.measure.context_of == name), None)
     fidelity = next((one for one in measured if one.view.measure.name == FIDELITY), None)
-    found: list[Told] = []
-    first: dict[str, tuple[Group, Samples]] = {}
+    steps = {}
     for group in results.sequential:
         others = [_same(group, other) for other in (context, fidelity)]
-        each = [_steps(*matrices) for matrices in zip(group.matrices, *others, strict=True)]
-        if all(each):
-            found.append(_told(group, each, first))
-    return found
+        steps[group] = [_steps(*each) for each in zip(group.matrices, *others, strict=True)]
+    return [
+        one
+        for groups in results.settings.values()
+        for one in _of_setting({group: steps[group] for group in groups if all(steps[group])})
+    ]
 
 
 def _same(group: Group, results: Results | None) -> Sequence[Matrix | None]:
@@ -127,22 +133,25 @@ def _same(group: Group, results: Results | None) -> Sequence[Matrix | None]:
     return next(one.matrices for one in results.groups if one.slug == group.slug)
 
 
-def _told(group: Group, each: list[Steps], first: dict[str, tuple[Group, Samples]]) -> Told:
-    """Pool the seeds of a group; `first` gets the first group of each model."""
-    by_seed = [_averaged(steps) for steps in each]
-    pooled = _pooled_seeds(by_seed)
-    of_first, base = first.setdefault(group.view.model, (group, pooled))
-    beyond = {
-        name: value - base[name]
-        for name, value in pooled.items()
-        if of_first is not group and name in base
-    }
-    steps = {
-        name: np.stack([all_BS[0], *interval(all_BS[1:])])
-        for name, all_BS in _pooled_seeds(each).items()
-    }
-    seeds = tuple(estimated(one) for one in by_seed)
-    return Told(group, steps, estimated(pooled), seeds, of_first, estimated(beyond))
+def _of_setting(steps: dict[Group, list[Steps]]) -> list[Told]:
+    """Return what is told of the groups of a model and order, from their steps seed by seed."""
+    by_seed = {group: [_averaged(one) for one in each] for group, each in steps.items()}
+    pooled = {group: _pooled_seeds(each, group) for group, each in by_seed.items()}
+    beyond = compare([*pooled.values()], [(k, 0) for k in range(1, len(pooled))])
+    return [
+        Told(
+            group=group,
+            steps={
+                name: np.stack([all_BS[0], *interval(all_BS[1:])])
+                for name, all_BS in _pooled_seeds(steps[group], group).items()
+            },
+            estimates=estimated(pooled[group]),
+            by_seed=tuple(estimated(one) for one in by_seed[group]),
+            first=next(iter(steps)),
+            beyond=beyond.get((k, 0), {}),
+        )
+        for k, group in enumerate(steps)
+    ]
 
 
 def _averaged(steps: Steps) -> Samples:
@@ -155,9 +164,15 @@ def _averaged(steps: Steps) -> Samples:
     return {name: value_B for name, value_B in found.items() if np.isfinite(value_B[0])}
 
 
-def _pooled_seeds(each: Sequence[dict[str, Array]]) -> dict[str, Array]:
+def _pooled_seeds(each: Sequence[dict[str, Array]], group: Group) -> dict[str, Array]:
+    """Pool the seeds of a group; `each` has a seed's resamples of quantities or of averages."""
     shared = [name for name in each[0] if all(name in one for one in each)]
-    return {name: pool_measured([one[name] for one in each]) for name in shared}
+    pooled = {name: pool_measured([one[name] for one in each], group.key) for name in shared}
+    shares = tuple(quantity.name for quantity in QUANTITIES if quantity.is_share)
+    return {
+        name: all_B.clip(0, 100) if name.startswith(shares) else all_B
+        for name, all_B in pooled.items()
+    }
 
 
 def _steps(matrix: Matrix, context: Matrix | None, fidelity: Matrix | None) -> Steps:
@@ -279,21 +294,30 @@ def paper_tables(found: Sequence[Told]) -> list[Table]:
     header = ["", *[one.group.title for one in found]]
     tables = [("unlearning", caption, header, _rows([one.estimates for one in found]))]
     if others := [one for one in found if one.beyond]:
-        minus = "The same minus the first method, in percentage points, resampled in pairs"
+        shown = {f"{q.name}_last": f"{q.title} Last" for q in QUANTITIES}
+        minus = (
+            "The same minus the first method, in percentage points, resampled in pairs; "
+            + about([one.beyond for one in others], shown)
+        )
         header = ["", *[f"{one.group.title} minus {one.first.title}" for one in others]]
-        rows = _rows([one.beyond for one in others])
+        rows = _rows([one.beyond for one in others], with_mark)
         tables.append(("unlearning-differences", minus, header, rows))
     return tables
 
 
-def _rows(estimates: Sequence[dict[str, Estimate]]) -> list[list[str]]:
+def _lines() -> list[tuple[Quantity, str, str]]:
+    return [(quantity, when, title) for quantity in QUANTITIES for when, (title, _) in WHEN.items()]
+
+
+def _rows(
+    estimates: Sequence[dict[str, Estimate]], text: Callable[[Any], str] = with_interval
+) -> list[list[str]]:
     return [
         [
             f"{quantity.title} {title} {'↑' if quantity.better == 'higher' else '↓'}",
-            *[with_interval(one.get(f"{quantity.name}_{when}")) for one in estimates],
+            *[text(one.get(f"{quantity.name}_{when}")) for one in estimates],
         ]
-        for quantity in QUANTITIES
-        for when, (title, _) in WHEN.items()
+        for quantity, when, title in _lines()
         if any(f"{quantity.name}_{when}" in one for one in estimates)
     ]
 

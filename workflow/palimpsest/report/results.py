@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from palimpsest.report.aggregates import AGGREGATES, average_accuracy
+from palimpsest.report.aggregates import AGGREGATES, average_accuracy, by_name
 from palimpsest.report.bootstrap import interval, pool_measured, with_resamples
 from palimpsest.report.matrix import Cell, CellReader, Matrix, read_matrix
 from palimpsest.report.spec import JOINT, SEQUENTIAL, ExperimentView, StudyView
 
 Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
+OF_CELL = ("value", "right_kind")  # what is told of a cell, in percent
 Joint = tuple[list[Matrix], np.ndarray]  # joint training by seed, and (1 + resamples, R, T) of all
 
 
@@ -35,10 +36,12 @@ class Group:
 
     value_RT   the accuracy matrix; low_RT, high_RT the ends of each cell's interval
     kind_RT    the rate of answers of the right kind
-    estimates  the aggregates, pooled over seeds;  by_seed  those of each experiment
-    contrast   average accuracy minus that of the first sequential group of the same model
+    samples    the aggregates, pooled over seeds, with their resamples
+    by_seed    those of each experiment, with their intervals
+    key        by which what its seeds say of training again is drawn
     """
 
+    key: str
     slug: str
     title: str
     matrices: tuple[Matrix, ...]
@@ -46,8 +49,13 @@ class Group:
     low_RT: np.ndarray
     high_RT: np.ndarray
     kind_RT: np.ndarray
-    estimates: dict[str, Estimate]
+    samples: Samples
     by_seed: tuple[dict[str, Estimate], ...]
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """The aggregates, pooled over seeds, with their intervals."""
+        return estimated(self.samples)
 
     @property
     def view(self) -> ExperimentView:
@@ -96,6 +104,7 @@ class Results:
 
     view: StudyView
     groups: tuple[Group, ...]
+    cells: dict[Path, dict[str, Estimate]]  # a cell's directory -> OF_CELL
     # task -> metric, version, number of examples; a metric for each model joins them by commas
     metrics: dict[str, tuple[str, str, int]]
     unbounded: tuple[str, ...]  # tasks with an example that scored above 1: no share, so no %
@@ -190,27 +199,29 @@ def read_results(view: StudyView) -> Results:
     reader = CellReader()
     names = tuple(task.name for task in view.tasks)
     matrices = [read_matrix(experiment, view.tasks, reader) for experiment in view.experiments]
-    samples = _sample_cells(matrices)
+    samples, cells = _sample_cells(matrices)
+    unbounded = tuple(t for t in names if any(_above_1(m, t) for m in matrices))
     keyed: dict[tuple[str, ...], list[Matrix]] = {}
     for matrix in matrices:
         e = matrix.experiment
         keyed.setdefault((e.name, e.model, e.method, e.order), []).append(matrix)
     joints = {
-        members[0].experiment.model: (members, pool_measured([_grid(m, samples) for m in members]))
-        for members in reversed(keyed.values())
+        key[1]: (members, pool_measured([_grid(m, samples) for m in members], "/".join(key)))
+        for key, members in reversed(keyed.items())
         if members[0].experiment.protocol == JOINT
     }
-    groups: list[Group] = []
-    baseline: dict[str, tuple[str, np.ndarray]] = {}
-    for key, members in keyed.items():
-        joint = joints.get(key[1])
-        groups.append(_group(members, samples, joint, _detail(key, keyed), baseline))
+    top = np.inf if unbounded else 100.0
+    groups = [
+        _group(members, samples, joints.get(key[1]), "/".join(key), _detail(key, keyed), top)
+        for key, members in keyed.items()
+    ]
     _check_distinct(groups)
     return Results(
         view=view,
         groups=tuple(groups),
+        cells=cells,
         metrics={task: _metric(cells) for task in names if (cells := reader.of_task(task))},
-        unbounded=tuple(t for t in names if any(_above_1(m, t) for m in matrices)),
+        unbounded=unbounded,
         unparsable=_unparsable(names, matrices),
     )
 
@@ -250,17 +261,24 @@ def _detail(key: tuple[str, ...], keys: Iterable[tuple[str, ...]]) -> str:
     )
 
 
-def _sample_cells(matrices: list[Matrix]) -> dict[Path, np.ndarray]:
-    """Return for each cell its score and resampled scores (1 + resamples,), in percent."""
-    by_task: dict[str, dict[Path, np.ndarray]] = {}
+def _sample_cells(
+    matrices: list[Matrix],
+) -> tuple[dict[Path, np.ndarray], dict[Path, dict[str, Estimate]]]:
+    """Return each cell’s score with its resamples, (1 + resamples,) in percent, and OF_CELL."""
+    by_task: dict[str, dict[Path, Cell]] = {}
     for matrix in matrices:
         for (_, task), cell in matrix.cells.items():
-            by_task.setdefault(task, {})[cell.path] = cell.score_N
-    samples = {}
-    for task, scores in by_task.items():
-        all_BK = with_resamples(np.stack(list(scores.values())), task) * 100
-        samples.update(zip(scores, all_BK.T, strict=True))
-    return samples
+            by_task.setdefault(task, {})[cell.path] = cell
+    samples, told = {}, {}
+    for task, cells in by_task.items():
+        vectors = [cell.score_N for cell in cells.values()]
+        vectors += [cell.kind_N for cell in cells.values()]
+        all_BK = 100 * with_resamples(np.stack(vectors), task)
+        samples.update(zip(cells, all_BK.T[: len(cells)], strict=True))
+        of_each = estimates_of(all_BK)
+        for path, *each in zip(cells, of_each[: len(cells)], of_each[len(cells) :], strict=True):
+            told[path] = dict(zip(OF_CELL, each, strict=True))
+    return samples, told
 
 
 def _grid(matrix: Matrix, samples: dict[Path, np.ndarray]) -> np.ndarray:
@@ -272,22 +290,23 @@ def _group(
     members: list[Matrix],
     samples: dict[Path, np.ndarray],
     joint: Joint | None,
+    key: str,
     detail: str,
-    baseline: dict[str, tuple[str, np.ndarray]],
+    top: float,
 ) -> Group:
-    """Pool the seeds of a group; `baseline` gets the first sequential one of each model."""
+    """Pool the seeds of a group; a mean of scores lies between 0 and `top`, whatever seeds say."""
     view = members[0].experiment
     grids = [_grid(matrix, samples) for matrix in members]
     each = [_aggregate(m, grid, joint) for m, grid in zip(members, grids, strict=True)]
     shared = [name for name in each[0] if all(name in one for one in each)]
-    pooled = {name: pool_measured([one[name] for one in each]) for name in shared}
-    if view.protocol == SEQUENTIAL and "average_accuracy" in pooled:
-        name, base = baseline.setdefault(view.model, (view.name, pooled["average_accuracy"]))
-        if base is not pooled["average_accuracy"]:
-            pooled[f"average_accuracy_minus_{name}"] = pooled["average_accuracy"] - base
-    all_BRT = pool_measured(grids)
+    pooled = {name: pool_measured([one[name] for one in each], key) for name in shared}
+    for name in pooled:
+        if by_name(name).unit == "%":
+            pooled[name] = np.clip(pooled[name], 0, top)
+    all_BRT = np.clip(pool_measured(grids, key), 0, top)
     low_RT, high_RT = interval(all_BRT[1:])
     return Group(
+        key=key,
         slug=slug(f"{view.name} {detail}"),
         title=f"{view.title} ({detail})" if detail else view.title,
         matrices=tuple(members),
@@ -295,7 +314,7 @@ def _group(
         low_RT=low_RT,
         high_RT=high_RT,
         kind_RT=np.mean([m.grid(lambda cell: cell.right_kind) for m in members], axis=0),
-        estimates=estimated(pooled),
+        samples=pooled,
         by_seed=tuple(estimated(one) for one in each),
     )
 
@@ -332,11 +351,15 @@ def _joint_scores(joint: Joint | None, tasks: list[str]) -> np.ndarray | None:
 
 def estimated(samples: Samples) -> dict[str, Estimate]:
     """Return each aggregate as measured, with the interval of its resamples."""
-    estimates = {}
-    for name, value in samples.items():
-        low, high = interval(value[1:])
-        estimates[name] = Estimate(float(value[0]), float(low), float(high))
-    return estimates
+    if not samples:
+        return {}
+    return dict(zip(samples, estimates_of(np.stack([*samples.values()], -1)), strict=True))
+
+
+def estimates_of(all_BK: np.ndarray) -> list[Estimate]:
+    """Return K values as measured, with the intervals of their resamples; (1 + resamples, K)."""
+    ends_3K = np.stack([all_BK[0], *interval(all_BK[1:])])
+    return [Estimate(*ends) for ends in ends_3K.T.tolist()]
 
 
 def _above_1(matrix: Matrix, task: str) -> bool:

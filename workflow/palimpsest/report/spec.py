@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,7 @@ class TaskView:
     `gallery` is a Parquet file of a dozen test examples: id, image (PNG bytes), question,
     references (list of str). No stage learns a task that is `held_out`, and each is asked it.
     `wording` is whose refusals and questions an unlearning task has, or the file that has them.
+    `cites` are works by their keys in references.bib, as in all views.
     """
 
     name: str
@@ -104,6 +106,7 @@ class TaskView:
     gallery: Path | None = None
     held_out: bool = False
     wording: str = ""
+    cites: tuple[str, ...] = ()
 
     @property
     def heading(self) -> str:
@@ -119,7 +122,8 @@ class RowView:
     step; of the base, those that it knows from the start. `cells` gives the directory of each
     evaluated task, which holds scores.json and outcomes.parquet and lies beside
     predictions.parquet; a task that is not named was not evaluated there. `record` is the
-    stage.json of a stage that was trained.
+    stage.json of a stage that was trained, `log` that of its training, and `logs` has for each
+    evaluated task that of its answers.
     """
 
     lineage: str
@@ -127,6 +131,8 @@ class RowView:
     learnt: tuple[str, ...]
     cells: dict[str, Path]
     record: Path | None = None
+    log: Path | None = None
+    logs: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,11 +194,85 @@ class ExperimentView:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What others made and a study uses, with its licence and the works that it asks to cite."""
+
+    title: str
+    licence: str
+    cites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A model; in words where its `weights` are from, and which `modules` methods train."""
+
+    title: str
+    weights: str
+    precision: str
+    modules: str
+    cites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodView:
+    """A method as it is for a model, by its title: its parts, how a stage is trained, and batches.
+
+    `parts` are settings by axis, with the part's name; `batches` the examples a step by task.
+    """
+
+    title: str
+    model: str
+    parts: dict[str, Any]
+    training: dict[str, Any]
+    batches: dict[str, int]
+    cites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """What sequences are read against, in titles: no method, or the study's benchmark, is empty."""
+
+    title: str
+    protocol: str
+    method: str = ""
+    benchmark: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """With what settings a study was run, as its paragraph in a paper says.
+
+    Tasks go by their names: `learnt_from` are their training examples, `lengths` the new tokens
+    that an answer may have. `cites` are works of the benchmark and `works` all that are cited, as
+    BibTeX by their keys. `used` has what a licence is for.
+    """
+
+    benchmark: str
+    description: str
+    orders: dict[str, tuple[str, ...]]
+    initial: tuple[str, ...]
+    fraction: float | None
+    learnt_from: dict[str, int]
+    models: tuple[ModelView, ...]
+    methods: tuple[MethodView, ...]
+    references: tuple[ReferenceView, ...]
+    split: str
+    sample: int | None
+    lengths: dict[str, str]
+    as_published: bool
+    judges: tuple[Used, ...]
+    used: tuple[Used, ...]
+    cites: tuple[str, ...]
+    works: dict[str, str]
+
+
+@dataclass(frozen=True)
 class StudyView:
     """Everything that a report shows by one measure; `commit` is that of the code that built it.
 
     `allocated` is that of all stages of the study, each counted once. `similarities` gives for a
     model how alike the tasks are to it: "overall" and each modality as (T, T), tasks as in `known`.
+    Without a `setting` there is nothing to write for a paper beside tables and figures.
     """
 
     name: str
@@ -205,6 +285,7 @@ class StudyView:
     allocated: Allocation | None = None
     measure: Measure = MEASURES[METRIC]
     similarities: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    setting: Setting | None = None
 
     @property
     def known(self) -> tuple[TaskView, ...]:

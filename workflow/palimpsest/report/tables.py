@@ -11,16 +11,11 @@ import pandas as pd
 
 from palimpsest.report import costs
 from palimpsest.report.aggregates import AGGREGATES, by_name
+from palimpsest.report.paper import Table, latex, markdown
 from palimpsest.report.results import Estimate, Group, Results
 from palimpsest.report.spec import ExperimentView, TaskView
 
-LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "→": r"$\to$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "−": "$-$",
-    "–": "--", "[": "{[}", "]": "{]}", "†": r"\dag{}", "‡": r"\ddag{}", "|": r"\textbar{}",
-}  # fmt: skip
 BySeed = Sequence[dict[str, Estimate]]
-Table = tuple[str, str, list[str], list[list[str]]]  # name, caption, header, rows of text
 # A column's title -> the key of cost_rows, and how it is written.
 WHOSE = {"": ("title", str), "seed": ("seed", str), "stages": ("stages", str)}
 KEPT = WHOSE | {
@@ -43,6 +38,7 @@ ALLOCATED = WHOSE | {
 def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
     """Return every cell, long form; `of` is "value" (the metric) or "right_kind", in percent.
 
+    The interval is of the test examples of that seed alone.
     `n` counts the test examples; `unparsable` those that are left out, and are not in the value.
     """
     rows = []
@@ -50,13 +46,15 @@ def matrix_frame(results: Results, of: str = "value") -> pd.DataFrame:
         for matrix in group.matrices:
             view = matrix.experiment
             for (index, task), cell in matrix.cells.items():
-                stage = view.rows[index]
+                stage, e = view.rows[index], results.cells[cell.path][of]
                 rows.append({
                     **identity(results, view),
                     "lineage": stage.lineage, "stage": stage.stage, "task": task,
                     "metric": cell.metric if of == "value" else of,
-                    "version": cell.version, "value": getattr(cell, of), "n": cell.n,
+                    "version": cell.version, "value": getattr(cell, of), "low": e.low,
+                    "high": e.high, "n": cell.n,
                     **({"unparsable": cell.unparsable} if of == "value" else {}),
+                    "cell": cell.path.as_posix(),
                 })  # fmt: skip
     frame = pd.DataFrame(rows)
     depth = frame["lineage"].str.count("/") + (frame["lineage"] != "base")
@@ -194,7 +192,8 @@ def matrix_table(results: Results, group: Group) -> Table:
     if results.view.knows_chance:
         rows.append(["chance", *[score(results.view.task(task).chance) for task in group.tasks]])
     caption = (
-        f"Accuracy matrix of {group.title}: score (%) on each task (column) after each stage (row)"
+        f"Accuracy matrix of {group.title}: score (%) on each task (column) after each stage "
+        f"(row); {_reach([group])}"
     )
     return f"matrix-{group.slug}", _with_scales(results, caption), ["after stage", *titles], rows
 
@@ -234,7 +233,8 @@ def task_table(results: Results) -> Table:
     rows.append(["Mean", "", "", score(chance), *map(_mean, results.groups)])
     caption = (
         "Score (%) on each task; for a sequence: right after its own stage → after the last stage. "
-        "Chance is the score of always giving the most frequent training answer"
+        "Chance is the score of always giving the most frequent training answer; "
+        f"{_reach(results.groups)}"
     )
     return "tasks", _with_scales(results, caption), header, rows
 
@@ -328,6 +328,19 @@ def measure_table(measured: Sequence[Results]) -> Table:
     return "measures", caption, ["", *[one.view.measure.title for one in measured]], rows
 
 
+def _reach(groups: Sequence[Group]) -> str:
+    """Say how far the intervals of the scores of some groups reach."""
+    each = [np.maximum(g.value_RT - g.low_RT, g.high_RT - g.value_RT).ravel() for g in groups]
+    arms = np.concatenate(each)
+    if not np.isfinite(arms).any():
+        return "no score has an interval"
+    middle, most = np.nanquantile(arms, [0.5, 1])
+    return (
+        f"the 95 % interval of a score reaches {score(middle)} points to either side (median), and "
+        f"{score(most)} at most"
+    )
+
+
 def _with_scales(results: Results, caption: str) -> str:
     """Say in a caption, which ends without a stop, what is no percentage."""
     return f"{caption}. {results.scales}".removesuffix(".") if results.scales else caption
@@ -357,27 +370,3 @@ def signed(value: float) -> str:
 def with_interval(e: Estimate | None) -> str:
     """Write an estimate as `value [low, high]`."""
     return "–" if e is None else f"{signed(e.value)} [{signed(e.low)}, {signed(e.high)}]"
-
-
-def markdown(table: Table) -> str:
-    """Return a table as GitHub Markdown."""
-    _, caption, header, rows = table
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
-    return f"{caption}.\n\n{body}\n"
-
-
-def latex(table: Table) -> str:
-    """Return a table as LaTeX that needs the booktabs package."""
-    name, caption, header, rows = table
-    head, *body = [" & ".join(map(_latex_text, row)) + r" \\" for row in [header, *rows]]
-    return "\n".join([
-        r"\begin{table}", r"  \centering", rf"  \caption{{{_latex_text(caption)}.}}",
-        rf"  \label{{tab:{name}}}", rf"  \begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"    \toprule", f"    {head}", r"    \midrule", *[f"    {row}" for row in body],
-        r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
-
-
-def _latex_text(text: str) -> str:
-    return "".join(LATEX_SPECIAL.get(char, char) for char in text)

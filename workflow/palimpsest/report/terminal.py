@@ -15,9 +15,9 @@ def terminal(results: Results) -> str:
         for group in results.groups
     ]
     sequences = results.sequential
-    blocks = [_columns(first)]
+    blocks = [columns(first)]
     for start in range(0, len(sequences), 3):  # three beside each other fit a terminal
-        blocks.append(_columns(_own_and_last(results, sequences[start : start + 3])))
+        blocks.append(columns(_own_and_last(results, sequences[start : start + 3])))
     title = f"{results.view.title}: what was learnt, and what was kept (%, 95 % intervals)"
     return "\n\n".join([title, *blocks, *results.notes]) + "\n"
 
@@ -34,7 +34,8 @@ def _plain(e: Estimate | None) -> str:
     return "" if e is None else f"{e.value:.1f} [{e.low:.1f}, {e.high:.1f}]"
 
 
-def _columns(rows: list[list[str]]) -> str:
+def columns(rows: list[list[str]]) -> str:
+    """Return rows as lines under a heading, all but the first column flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

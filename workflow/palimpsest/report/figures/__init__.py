@@ -11,19 +11,24 @@ from palimpsest.report.figures import (
     curves,
     examples,
     heatmap,
-    kind,
+    losses,
     radar,
     similarity,
     unlearning,
 )
 from palimpsest.report.figures.style import RC, Picture
+from palimpsest.report.losses import Losses
 from palimpsest.report.refusals import Told
 from palimpsest.report.results import Results
 
 
-def draw_all(results: Results, told: list[Told]) -> Iterator[Picture]:
-    """Yield every figure that the study's experiments allow, and what is told of unlearning."""
+def draw_all(results: Results, told: list[Told], lost: list[Losses]) -> Iterator[Picture]:
+    """Yield every figure that the study's experiments allow.
+
+    `told` is what is told of unlearning, `lost` what is forgotten.
+    """
     with plt.rc_context(RC):
-        for module in (comparison, heatmap, curves, similarity, radar, kind, examples):
+        for module in (comparison, heatmap, curves, similarity, radar, examples):
             yield from module.draw(results)
         yield from unlearning.draw(told)
+        yield from losses.draw(results, lost)

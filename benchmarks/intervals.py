@@ -1,0 +1,76 @@
+"""How long a report's statistics take: every cell read, every aggregate and difference told.
+
+    PYTHONPATH=tests/unit python benchmarks/statistics.py
+
+Eight methods, three seeds each, 36 cells a run (each of eight stages asked the tasks learnt by
+then) of 5,000 examples, on one core. Answers are drawn by chance: the work does not depend on them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
+from palimpsest.report.differences import frames_of
+from palimpsest.report.results import read_results
+from palimpsest.report.tables import frames_of as other_frames_of
+from report_fixture import write_scores
+
+METHODS, SEEDS, TASKS, EXAMPLES = 8, 3, 8, 5000
+
+
+def main() -> None:
+    """Print the seconds of reading a study's cells with their resamples, and of its tables."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as directory:
+        view = study(Path(directory))
+        begun = time.monotonic()
+        results = read_results(view)
+        read = time.monotonic()
+        frames = other_frames_of(results) | frames_of(results)
+        done = time.monotonic()
+    print(
+        f"{METHODS} methods x {SEEDS} seeds x {len(frames['matrix']) // METHODS // SEEDS} cells x "
+        f"{EXAMPLES} examples, {len(frames['differences'])} differences: {done - begun:.1f} s, of "
+        f"which cells and aggregates {read - begun:.1f} s, tables {done - read:.1f} s"
+    )
+
+
+def study(root: Path) -> StudyView:
+    """Write the cells of a study below `root` and return its view."""
+    names = [f"task-{k}" for k in range(TASKS)]
+    experiments = [
+        ExperimentView(
+            f"method-{m}", f"Method {m}", "sequential", "model", f"method-{m}", "first", seed,
+            (RowView("base", "base", (), {}), *rows(root / f"{m}-{seed}", names, m, seed)),
+        )
+        for m in range(METHODS)
+        for seed in range(SEEDS)
+    ]  # fmt: skip
+    tasks = tuple(TaskView(name, name, "", "exact_match", 0.0) for name in names)
+    return StudyView("statistics", "Statistics", "made", tasks, tuple(experiments), root, "0")
+
+
+def rows(root: Path, names: list[str], method: int, seed: int) -> list[RowView]:
+    """Write the cells of one run, and return its stages."""
+    rng = np.random.default_rng([method, seed])
+    found = []
+    for stage, last in enumerate(names):
+        learnt = names[: stage + 1]
+        cells = {task: root / f"{stage}/{task}/metric" for task in learnt}
+        for task, path in cells.items():
+            right_N = rng.random(EXAMPLES) < 0.8 - 0.05 * (stage - names.index(task))
+            ids = [f"{task}-{k}" for k in range(EXAMPLES)]
+            write_scores(path, "exact_match", ids, right_N.astype(float), right_N)
+        found.append(RowView("/".join(learnt), last, (last,), cells))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

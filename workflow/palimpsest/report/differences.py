@@ -1,0 +1,150 @@
+"""Differences between methods: paired, corrected for their number, and what they could not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from palimpsest.report.aggregates import by_name
+from palimpsest.report.bootstrap import detectable, simultaneous
+from palimpsest.report.results import Estimate, Group, Results, Samples, estimates_of
+from palimpsest.report.tables import Table, identity, score, seeds_of, with_interval
+
+Pair = tuple[int, int]  # the index of a method, and of the one that is subtracted
+SHOWN = ("average_accuracy", "learning_accuracy", "forgetting")  # in tables for papers
+COLUMNS = ["benchmark", "model", "order", "seed", "method", "other", "metric", "value", "low",
+           "high", "low_all", "high_all", "differs", "detectable"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """One method minus another in percentage points, with its own 95 % interval.
+
+    low_all, high_all  its interval where those of all pairs are to hold at once, with 95 %
+    detectable         how large the true difference must be to be told from 0, corrected so, with
+                       80 % power
+    """
+
+    low_all: float
+    high_all: float
+    detectable: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the corrected interval leaves 0 out."""
+        return self.low_all > 0 or self.high_all < 0
+
+
+def compare(samples: Sequence[Samples], pairs: Sequence[Pair]) -> dict[Pair, dict[str, Difference]]:
+    """Return each difference of two methods, by the names that both have.
+
+    `samples` are those of each method, resampled in pairs. The differences of one name in all
+    `pairs` are one family: they are corrected for each other, and not for those of other names.
+    """
+    found: dict[Pair, dict[str, Difference]] = {pair: {} for pair in pairs}
+    for name in dict.fromkeys(name for one in samples for name in one):
+        both = [(a, b) for a, b in pairs if name in samples[a] and name in samples[b]]
+        if both:
+            all_BP = np.stack([samples[a][name] - samples[b][name] for a, b in both], -1)
+            reach_P = simultaneous(all_BP)
+            least_P = detectable(all_BP, reach_P)
+            for pair, own, reach, least in zip(
+                both, estimates_of(all_BP), reach_P.tolist(), least_P.tolist(), strict=True
+            ):
+                all_low, all_high = own.value - reach, own.value + reach
+                found[pair][name] = Difference(
+                    own.value, own.low, own.high, all_low, all_high, least
+                )
+    return found
+
+
+def of_setting(groups: Sequence[Group]) -> dict[Pair, dict[str, Difference]]:
+    """Return the differences of all pairs of methods, the later one minus the earlier one."""
+    pairs = [(b, a) for a, b in combinations(range(len(groups)), 2)]
+    return compare([group.samples for group in groups], pairs)
+
+
+def frames_of(results: Results) -> dict[str, pd.DataFrame]:
+    """Return a row a difference of two methods that share model and order; nothing of one alone."""
+    rows = [
+        {
+            **identity(results, groups[a].view), "seed": seeds_of(groups[a]),
+            "other": groups[b].view.name, "metric": name, "value": d.value, "low": d.low,
+            "high": d.high, "low_all": d.low_all, "high_all": d.high_all, "differs": d.differs,
+            "detectable": d.detectable,
+        }
+        for groups in results.settings.values()
+        for (a, b), named in of_setting(groups).items()
+        for name, d in named.items()
+    ]  # fmt: skip
+    return {"differences": pd.DataFrame(rows, columns=COLUMNS)} if rows else {}
+
+
+def paper_tables(results: Results) -> list[Table]:
+    """Return a table for each model and order: a row a pair of methods, a column an aggregate."""
+    found = []
+    for where, groups in results.settings.items():
+        named, titles = of_setting(groups), _titles(groups)
+        shown = [name for name in SHOWN if any(name in each for each in named.values())]
+        if shown:
+            rows = [
+                [
+                    f"{titles[a]} − {titles[b]}",
+                    *[with_mark(each.get(name)) for name in shown],
+                ]
+                for (a, b), each in named.items()
+            ]
+            header = ["", *[by_name(name).title for name in shown]]
+            view = groups[0].view
+            caption = (
+                f"Differences between methods{f' ({view.model}, {view.order})' if where else ''} "
+                "in percentage points, resampled in pairs, with 95 % intervals; "
+                + about([*named.values()], {n: by_name(n).title.lower() for n in shown})
+            )
+            found.append((f"differences-{where}".removesuffix("-"), caption, header, rows))
+    return found
+
+
+def _titles(groups: Sequence[Group]) -> list[str]:
+    """Return the titles of the methods of a setting, without its name where they need none."""
+    short = [group.view.title for group in groups]
+    return short if len({*short}) == len(short) else [group.title for group in groups]
+
+
+def not_told_from(results: Results, group: Group, name: str) -> list[str]:
+    """Return the titles of the methods of its setting from which an aggregate does not differ."""
+    groups = next(groups for groups in results.settings.values() if group in groups)
+    here, titles = groups.index(group), _titles(groups)
+    return [
+        titles[a if b == here else b]
+        for (a, b), named in of_setting(groups).items()
+        if here in (a, b) and name in named and not named[name].differs
+    ]
+
+
+def with_mark(d: Difference | None) -> str:
+    """Write a difference as `value [low, high]`, with a star where it differs when corrected."""
+    return with_interval(d) + ("*" if d and d.differs else "")
+
+
+def about(found: Sequence[dict[str, Difference]], titles: dict[str, str]) -> str:
+    """Return what the stars of a table mean, and what those that are missing could have missed.
+
+    `found` are its differences by name, and `titles` say what the names that it shows are called.
+    """
+    corrected = " even when corrected for all of its column" if found[1:] else ""
+    missing = []
+    for name, title in titles.items():
+        each = [d[name] for d in found if name in d]
+        if same := [d.detectable for d in each if not d.differs]:
+            count = f"{len(same)} of {len(each)} have none"
+            missing.append(f"{score(np.median(same))} points for {title} ({count})")
+    power = (
+        "No star is no sign of equality: to get one from these examples and seeds with 80 % power, "
+        f"a true difference would have to be about {', '.join(missing)}"
+    )
+    return f"* differs from 0{corrected}" + (f". {power}" if missing else "")
