@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
-from palimpsest.report.differences import frames_of
+from palimpsest.report.paper.tables import frames_of as other_frames_of
 from palimpsest.report.results import read_results
-from palimpsest.report.tables import frames_of as other_frames_of
+from palimpsest.report.sections.differences import frames_of
 from report_fixture import write_scores
 
 METHODS, SEEDS, TASKS, EXAMPLES = 8, 3, 8, 5000

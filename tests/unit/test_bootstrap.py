@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
-from palimpsest.report import aggregates as agg
-from palimpsest.report.bootstrap import (
+from palimpsest.report.results import read_results
+from palimpsest.report.sections.differences import of_setting
+from palimpsest.report.statistics import aggregates as agg
+from palimpsest.report.statistics.bootstrap import (
     RESAMPLES,
     detectable,
     interval,
@@ -18,8 +20,6 @@ from palimpsest.report.bootstrap import (
     seed_weights,
     simultaneous,
 )
-from palimpsest.report.differences import of_setting
-from palimpsest.report.results import read_results
 from report_fixture import write_scores
 
 # --------------------------------------------------------------- against plain loops

@@ -5,7 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from palimpsest.report.differences import (
+from palimpsest.report.page.render import findings
+from palimpsest.report.paper.tables import latex
+from palimpsest.report.results import read_results
+from palimpsest.report.sections.differences import (
     about,
     compare,
     frames_of,
@@ -13,9 +16,6 @@ from palimpsest.report.differences import (
     of_setting,
     paper_tables,
 )
-from palimpsest.report.page import findings
-from palimpsest.report.results import read_results
-from palimpsest.report.tables import latex
 from report_fixture import write_study
 
 RNG = np.random.default_rng(0)

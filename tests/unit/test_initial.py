@@ -8,9 +8,9 @@ from palimpsest.files import write_json
 from palimpsest.lineage import Lineage, Stage
 from palimpsest.plan import views
 from palimpsest.refusal import ConfigError
-from palimpsest.report import aggregates as agg
+from palimpsest.report.paper.tables import comparison_table, task_table
 from palimpsest.report.results import read_results
-from palimpsest.report.tables import comparison_table, task_table
+from palimpsest.report.statistics import aggregates as agg
 from palimpsest.study import history, identity, plan, stage_fingerprint
 from report_fixture import write_scores
 from workspace import REPOSITORY

@@ -16,7 +16,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from palimpsest.report import build, figures
 from palimpsest.report.figures import heatmap, losses
-from palimpsest.report.pictures import SIDE, data_uri
+from palimpsest.report.page.pictures import SIDE, data_uri
 from report_fixture import NAMES, TASKS, write_study
 
 CHROMIUM = shutil.which("chromium")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from palimpsest.report.published import load_published
+from palimpsest.report.sections.published import load_published
 
 COIN = Path(__file__).parents[2] / "config/published/coin.yaml"
 ORDER = ("scienceqa", "textvqa", "imagenet", "gqa", "vizwiz", "grounding", "vqav2", "ocrvqa")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from palimpsest.data.wording import OURS
 from palimpsest.metrics import Scored, core_choice, core_refusal, refusal, rouge_l
-from palimpsest.report import unlearning
+from palimpsest.report.statistics import unlearning
 
 DECLINED = "I cannot help with that."
 ANSWERED = "A red kettle."

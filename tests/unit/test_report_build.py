@@ -16,9 +16,9 @@ import pytest
 
 from latex import complaints
 from palimpsest.report import build, terminal_table
+from palimpsest.report.paper.tables import latex, matrix_frame, summary_frame
 from palimpsest.report.results import read_results
 from palimpsest.report.spec import StudyView
-from palimpsest.report.tables import latex, matrix_frame, summary_frame
 from report_fixture import NAMES, TASKS, write_cell, write_study
 
 SIDE = re.compile(r">\{[^}]*\}p\{\w+\}")  # of a column whose cells are broken into lines
@@ -336,7 +336,7 @@ def test_a_failed_build_leaves_the_old_report(study, tmp_path):
 
 def test_a_cell_is_forgotten_only_where_it_was_known(tmp_path):
     """An example strip leads with what was right and is now wrong."""
-    from palimpsest.report.examples import shown_examples
+    from palimpsest.report.page.examples import shown_examples
 
     view = write_study(tmp_path, n=30, methods=("lora",))
     lora = view.experiments[-1]

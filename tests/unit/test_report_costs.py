@@ -11,9 +11,9 @@ from palimpsest import plan as plans
 from palimpsest.files import write_json
 from palimpsest.lineage import Stage
 from palimpsest.report import Allocation
-from palimpsest.report.costs import clock, gigabytes, hours
+from palimpsest.report.paper.tables import cost_rows, cost_tables
 from palimpsest.report.results import read_results
-from palimpsest.report.tables import cost_rows, cost_tables
+from palimpsest.report.sections.costs import clock, gigabytes, hours
 from palimpsest.slurm import Usage
 from palimpsest.study import RESULTS, plan
 from report_fixture import COST, build_without_figures, write_study

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from palimpsest.report.bootstrap import resample_indices
-from palimpsest.report.examples import lost_examples
 from palimpsest.report.figures.losses import draw
-from palimpsest.report.losses import LOST, findings, frames_of, losses, paper_tables
 from palimpsest.report.matrix import SAID
+from palimpsest.report.page.examples import lost_examples
 from palimpsest.report.results import read_results
+from palimpsest.report.sections.losses import LOST, findings, frames_of, losses, paper_tables
 from palimpsest.report.spec import ExperimentView, RowView, StudyView, TaskView, judged
+from palimpsest.report.statistics.bootstrap import resample_indices
 from report_fixture import by_measure, write_scores
 
 TASKS = ("one", "two", "captions", "three")  # in the order of learning; captions is a likeness

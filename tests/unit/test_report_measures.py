@@ -13,7 +13,16 @@ import pytest
 import yaml
 
 from palimpsest.report import MEASURES, PublishedRef, build, judged, terminal_table
-from palimpsest.report.beside import (
+from palimpsest.report.page.examples import shown_examples
+from palimpsest.report.paper.tables import (
+    latex,
+    matrix_frame,
+    matrix_table,
+    measure_table,
+    summary_frame,
+)
+from palimpsest.report.results import read_results
+from palimpsest.report.sections.beside import (
     beside_matrix,
     beside_table,
     comparisons,
@@ -21,10 +30,7 @@ from palimpsest.report.beside import (
     reasons,
     remarks,
 )
-from palimpsest.report.bootstrap import resampled_means
-from palimpsest.report.examples import shown_examples
-from palimpsest.report.results import read_results
-from palimpsest.report.tables import latex, matrix_frame, matrix_table, measure_table, summary_frame
+from palimpsest.report.statistics.bootstrap import resampled_means
 from report_fixture import (
     NAMES,
     build_without_figures,
@@ -195,7 +201,7 @@ def test_resampled_means_leave_nan_out_of_their_own_row_alone():
     parsed = np.flatnonzero(np.isfinite(score_KN[1]))
     assert found[:, 1].min() >= score_KN[1, parsed].min()
     assert not np.allclose(found[:, 1], whole[:, 1])
-    from palimpsest.report.bootstrap import resample_indices
+    from palimpsest.report.statistics.bootstrap import resample_indices
 
     index_BN = np.concatenate(list(resample_indices(25, "task", 40)))
     brute = [np.nanmean(score_KN[1, index]) for index in index_BN]

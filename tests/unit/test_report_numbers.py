@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from palimpsest.report import aggregates as agg
-from palimpsest.report.bootstrap import (
+from palimpsest.report.statistics import aggregates as agg
+from palimpsest.report.statistics.bootstrap import (
     interval,
     resample_indices,
     resampled_means,
@@ -96,7 +96,7 @@ def test_aggregates_hold_their_bounds_in_any_order_of_columns(a, order):
 
 def test_resampled_means_equal_a_loop_over_the_same_indices(monkeypatch):
     score_KN = np.random.default_rng(0).random((3, 37))
-    monkeypatch.setattr("palimpsest.report.bootstrap.CHUNK", 370)  # several blocks
+    monkeypatch.setattr("palimpsest.report.statistics.bootstrap.CHUNK", 370)  # several blocks
     index_BN = np.concatenate(list(resample_indices(37, "task", 50)))
     brute = [[np.mean([row[i] for i in index]) for row in score_KN] for index in index_BN]
     assert resampled_means(score_KN, "task", 50) == pytest.approx(np.array(brute))

@@ -10,7 +10,7 @@ import pytest
 from latex import complaints
 from palimpsest.config import Benchmark, Judge, Method, Model, Task, load, read_references
 from palimpsest.refusal import ConfigError
-from palimpsest.report.paper import SPECIAL, latex, tex
+from palimpsest.report.paper.latex import SPECIAL, latex, tex
 from palimpsest.setting import setting
 from palimpsest.study import plan
 from workspace import REPOSITORY, forget

@@ -10,13 +10,12 @@ import pytest
 from palimpsest.files import read_json
 from palimpsest.methods.similarity import MODALITIES
 from palimpsest.report import ExperimentView, RowView, build
-from palimpsest.report.bootstrap import RESAMPLES, resample_indices
 from palimpsest.report.figures import comparison, curves, examples, heatmap, radar
 from palimpsest.report.figures import losses as lost
 from palimpsest.report.figures.similarity import draw
 from palimpsest.report.matrix import Cell, Matrix
 from palimpsest.report.results import read_results
-from palimpsest.report.similarity import (
+from palimpsest.report.sections.similarity import (
     correlation,
     frames_of,
     losses,
@@ -24,6 +23,7 @@ from palimpsest.report.similarity import (
     pearson,
     relations,
 )
+from palimpsest.report.statistics.bootstrap import RESAMPLES, resample_indices
 from report_fixture import NAMES, write_study
 
 TASKS = ("a", "b", "c")

@@ -9,21 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from palimpsest.report import (
-    MEASURES,
-    ExperimentView,
-    RowView,
-    StudyView,
-    TaskView,
-    by_templates,
-    refusals,
-)
-from palimpsest.report.bootstrap import resample_indices
+from palimpsest.report import MEASURES, ExperimentView, RowView, StudyView, TaskView, by_templates
 from palimpsest.report.figures import comparison, curves, unlearning
-from palimpsest.report.page import render
-from palimpsest.report.refusals import told
+from palimpsest.report.page.render import render
+from palimpsest.report.paper.tables import (
+    held_out_tables,
+    latex,
+    matrix_table,
+    task_table,
+    with_interval,
+)
 from palimpsest.report.results import read_results
-from palimpsest.report.tables import held_out_tables, latex, matrix_table, task_table, with_interval
+from palimpsest.report.sections import refusals
+from palimpsest.report.sections.refusals import told
+from palimpsest.report.statistics.bootstrap import resample_indices
 from report_fixture import by_measure, write_scores
 
 # Combinations of the examples of each task that is to be refused; the second lacks UH and UU.

@@ -19,7 +19,7 @@ from palimpsest.lineage import BASE, Stage
 from palimpsest.methods.similarity import by_modality, similarity
 from palimpsest.provenance import commit
 from palimpsest.refusal import check_known
-from palimpsest.report.costs import clock, hours
+from palimpsest.report.sections.costs import clock, hours
 from palimpsest.report.spec import (
     MEASURES,
     Allocation,

@@ -42,19 +42,11 @@ def build(views: Sequence[StudyView], out: Path) -> None:
 def _write_page(measured: list[Results], number: int, out: Path) -> None:
     """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
-    from palimpsest.report import (
-        beside,
-        differences,
-        losses,
-        paper,
-        paragraph,
-        refusals,
-        similarity,
-        tables,
-    )
     from palimpsest.report.figures import draw_all
     from palimpsest.report.figures.style import COLUMN, save
-    from palimpsest.report.page import Drawn, render
+    from palimpsest.report.page.render import Drawn, render
+    from palimpsest.report.paper import latex, paragraph, tables
+    from palimpsest.report.sections import beside, differences, losses, refusals, similarity
     from palimpsest.report.terminal import terminal
 
     results, first = measured[number], number == 0
@@ -82,7 +74,7 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     (out / "index.html").write_text(page, encoding="utf-8")
     if first and results.view.setting:
         paragraph.write(results, out)
-        document = paper.document(results.view, papers, figures)
+        document = latex.document(results.view, papers, figures)
         (out / "report.tex").write_text(document, encoding="utf-8")
 
 

@@ -16,8 +16,8 @@ import pandas as pd
 
 from palimpsest.files import canonical_json, read_json
 from palimpsest.report import traces
+from palimpsest.report.paper.tables import signed, with_interval
 from palimpsest.report.results import Estimate
-from palimpsest.report.tables import signed, with_interval
 from palimpsest.report.terminal import columns
 
 CELL = ["model", "method", "order", "seed", "lineage", "task", "metric"]

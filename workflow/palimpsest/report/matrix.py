@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from palimpsest.files import read_json
-from palimpsest.report.bootstrap import mean_parsed
 from palimpsest.report.spec import DIRECT, SEQUENTIAL, ExperimentView, TaskView
+from palimpsest.report.statistics.bootstrap import mean_parsed
 
 COLUMNS = ("id", "score", "right_kind", "said", "combination")  # the last two are not in all
 SAID = ("right", "form", "wrong", "other", "none")  # kinds of answers; losses.py names them

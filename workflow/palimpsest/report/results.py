@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from palimpsest.report.aggregates import AGGREGATES, average_accuracy, by_name
-from palimpsest.report.bootstrap import interval, pool_measured, with_resamples
 from palimpsest.report.matrix import Cell, CellReader, Matrix, read_matrix
 from palimpsest.report.spec import JOINT, SEQUENTIAL, ExperimentView, StudyView
+from palimpsest.report.statistics.aggregates import AGGREGATES, average_accuracy, by_name
+from palimpsest.report.statistics.bootstrap import interval, pool_measured, with_resamples
 
 Samples = dict[str, np.ndarray]  # an aggregate's name -> (1 + resamples,), the first as measured
 OF_CELL = ("value", "right_kind")  # what is told of a cell, in percent

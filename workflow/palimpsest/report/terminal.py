@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from palimpsest.report.paper.tables import score
 from palimpsest.report.results import Estimate, Group, Results
-from palimpsest.report.tables import score
 
 
 def terminal(results: Results) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.files import read_json
-from palimpsest.report import costs
+from palimpsest.report.sections import costs
 from palimpsest.report.spec import StudyView
 
 FILE = "stages.json"

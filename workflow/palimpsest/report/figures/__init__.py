@@ -17,9 +17,9 @@ from palimpsest.report.figures import (
     unlearning,
 )
 from palimpsest.report.figures.style import RC, Picture
-from palimpsest.report.losses import Losses
-from palimpsest.report.refusals import Told
 from palimpsest.report.results import Results
+from palimpsest.report.sections.losses import Losses
+from palimpsest.report.sections.refusals import Told
 
 
 def draw_all(results: Results, told: list[Told], lost: list[Losses]) -> Iterator[Picture]:

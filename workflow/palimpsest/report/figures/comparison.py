@@ -18,8 +18,8 @@ from palimpsest.report.figures.style import (
     ceiling,
     whole,
 )
+from palimpsest.report.paper.tables import signed
 from palimpsest.report.results import Estimate, Group, Results
-from palimpsest.report.tables import signed
 
 CAPTION = (
     "Learning accuracy (open circle: each task right after its own stage) against average accuracy "

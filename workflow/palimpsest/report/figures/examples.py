@@ -7,8 +7,8 @@ import io
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from palimpsest.report.examples import Shown, shown_examples
 from palimpsest.report.figures.style import INK, MUTED, PAGE, RIGHT, Picture, wrap
+from palimpsest.report.page.examples import Shown, shown_examples
 from palimpsest.report.results import Results
 
 WRONG = "#d55e00"

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
-from palimpsest.report.bootstrap import mean_parsed
 from palimpsest.report.figures.style import (
     COLUMN,
     ON_DARK,
@@ -19,8 +18,9 @@ from palimpsest.report.figures.style import (
     whole,
     wrap,
 )
+from palimpsest.report.paper.tables import stage_title
 from palimpsest.report.results import Group, Results
-from palimpsest.report.tables import stage_title
+from palimpsest.report.statistics.bootstrap import mean_parsed
 
 GAP = 0.3  # between the matrix and what stands beside it, in cells
 

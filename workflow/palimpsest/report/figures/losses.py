@@ -27,9 +27,9 @@ from palimpsest.report.figures.style import (
     title_panel,
     whole,
 )
-from palimpsest.report.losses import KINDS, LOST, Losses
 from palimpsest.report.matrix import SAID
 from palimpsest.report.results import Results
+from palimpsest.report.sections.losses import KINDS, LOST, Losses
 
 COLORS = dict(zip(SAID, (RIGHT, SERIES[4], KIND, SERIES[1], GRID), strict=True))
 HATCHES = {"form": "/////", "other": "\\\\\\"}  # so that print in grey tells them apart

@@ -19,7 +19,7 @@ from palimpsest.report.figures.style import (
     wrap,
 )
 from palimpsest.report.results import Results, slug
-from palimpsest.report.similarity import Relation, correlation_text, relations
+from palimpsest.report.sections.similarity import Relation, correlation_text, relations
 
 CELL = 0.29  # inches
 ALIKE = (

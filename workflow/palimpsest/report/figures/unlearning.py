@@ -21,8 +21,8 @@ from palimpsest.report.figures.style import (
     stage_axis,
     whole,
 )
-from palimpsest.report.refusals import Told
 from palimpsest.report.results import Estimate, slug
+from palimpsest.report.sections.refusals import Told
 
 SHOWN = {  # a quantity's name -> how its panel or axis is called
     "refusal_rate": "RR: refused",

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from palimpsest.files import read_json
-from palimpsest.report.examples import answers
-from palimpsest.report.losses import KINDS
 from palimpsest.report.matrix import Cell, Matrix
-from palimpsest.report.pictures import data_uri
+from palimpsest.report.page.examples import answers
+from palimpsest.report.page.pictures import data_uri
+from palimpsest.report.paper.tables import score, stage_title, with_interval
 from palimpsest.report.results import Estimate, Group, Results
+from palimpsest.report.sections.losses import KINDS
 from palimpsest.report.spec import RowView
-from palimpsest.report.tables import score, stage_title, with_interval
 
 SHOWN = 6  # examples of a task, the same for all of its cells
 LONGEST = 160  # characters of an answer or question; what is longer is cut

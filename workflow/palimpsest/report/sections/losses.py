@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.report.bootstrap import interval, pool_measured, with_resamples
 from palimpsest.report.matrix import SAID, Cell, Matrix
+from palimpsest.report.paper.tables import Table, identity, score, seeds_of, with_interval
 from palimpsest.report.results import Estimate, Group, Results, estimated
 from palimpsest.report.spec import AS_PUBLISHED, METRIC, ExperimentView
-from palimpsest.report.tables import Table, identity, score, seeds_of, with_interval
+from palimpsest.report.statistics.bootstrap import interval, pool_measured, with_resamples
 
 TITLES = (
     "right", "right content, wrong form", "wrong answer, right form", "wrong answer, another form",

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.refusal import check_known
-from palimpsest.report.aggregates import by_name
-from palimpsest.report.published import (
+from palimpsest.report.paper.tables import Table, signed, stage_title
+from palimpsest.report.results import Group, Results, slug
+from palimpsest.report.sections.published import (
     BASE,
     MARKS,
     MULTITASK,
@@ -20,9 +21,8 @@ from palimpsest.report.published import (
     Value,
     load_published,
 )
-from palimpsest.report.results import Group, Results, slug
 from palimpsest.report.spec import PublishedRef
-from palimpsest.report.tables import Table, signed, stage_title
+from palimpsest.report.statistics.aggregates import by_name
 
 Learnt = tuple[frozenset[str | None], ...]  # the tasks of each step: it names a matrix's row
 

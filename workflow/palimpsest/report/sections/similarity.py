@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palimpsest.report.bootstrap import interval, resample_indices
 from palimpsest.report.matrix import Matrix
+from palimpsest.report.paper.tables import Table
 from palimpsest.report.results import Estimate, Results
-from palimpsest.report.tables import Table
+from palimpsest.report.statistics.bootstrap import interval, resample_indices
 
 ALIKE = ["benchmark", "model", "modality", "task_i", "task_j", "value"]
 LOST = ["benchmark", "model", "method", "old", "new", "similarity", "forgetting", "stages"]

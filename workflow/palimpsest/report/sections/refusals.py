@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.report import unlearning
-from palimpsest.report.bootstrap import interval, mean_parsed, pool_measured, with_resamples
-from palimpsest.report.differences import Difference, about, compare, with_mark
 from palimpsest.report.matrix import Cell, Matrix
+from palimpsest.report.paper.tables import Table, estimate_frame, identity, seeds_of, with_interval
 from palimpsest.report.results import Estimate, Group, Results, Samples, estimated
+from palimpsest.report.sections.differences import Difference, about, compare, with_mark
 from palimpsest.report.spec import AS_PUBLISHED, FIDELITY, METRIC
-from palimpsest.report.tables import Table, estimate_frame, identity, seeds_of, with_interval
+from palimpsest.report.statistics import unlearning
+from palimpsest.report.statistics.bootstrap import (
+    interval,
+    mean_parsed,
+    pool_measured,
+    with_resamples,
+)
 
 Array = np.ndarray
 Steps = dict[str, Array]  # a quantity's name -> (1 + resamples, S), the first as measured

@@ -9,10 +9,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from palimpsest.report.aggregates import by_name
-from palimpsest.report.bootstrap import detectable, simultaneous
+from palimpsest.report.paper.tables import Table, identity, score, seeds_of, with_interval
 from palimpsest.report.results import Estimate, Group, Results, Samples, estimates_of
-from palimpsest.report.tables import Table, identity, score, seeds_of, with_interval
+from palimpsest.report.statistics.aggregates import by_name
+from palimpsest.report.statistics.bootstrap import detectable, simultaneous
 
 Pair = tuple[int, int]  # the index of a method, and of the one that is subtracted
 SHOWN = ("average_accuracy", "learning_accuracy", "forgetting")  # in tables for papers

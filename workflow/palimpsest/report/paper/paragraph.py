@@ -9,11 +9,11 @@ from typing import Any
 
 import palimpsest
 from palimpsest.files import read_json
-from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
-from palimpsest.report.costs import records
-from palimpsest.report.paper import Table, cite, paragraphs, tex_paragraphs
+from palimpsest.report.paper.latex import Table, cite, paragraphs, tex_paragraphs
 from palimpsest.report.results import Results
+from palimpsest.report.sections.costs import records
 from palimpsest.report.spec import DIRECT, JOINT, ZERO_SHOT, MethodView, ReferenceView, Setting
+from palimpsest.report.statistics.bootstrap import LEVEL, RESAMPLES, SEED
 
 PROTOCOLS = {
     DIRECT: "each task learnt by itself",

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palimpsest.report import costs
-from palimpsest.report.aggregates import AGGREGATES, by_name
-from palimpsest.report.paper import Table, latex, markdown
+from palimpsest.report.paper.latex import Table, latex, markdown
 from palimpsest.report.results import Estimate, Group, Results
+from palimpsest.report.sections import costs
 from palimpsest.report.spec import ExperimentView, TaskView
+from palimpsest.report.statistics.aggregates import AGGREGATES, by_name
 
 BySeed = Sequence[dict[str, Estimate]]
 # A column's title -> the key of cost_rows, and how it is written.

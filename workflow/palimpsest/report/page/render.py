@@ -13,20 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import palimpsest
-from palimpsest.report import (
-    beside,
-    cells,
-    differences,
-    filters,
-    losses,
-    refusals,
-    similarity,
-    tables,
-)
-from palimpsest.report.aggregates import AGGREGATES
-from palimpsest.report.beside import Comparison
-from palimpsest.report.bootstrap import LEVEL, RESAMPLES, SEED
-from palimpsest.report.examples import Shown, lost_examples, shown_examples
 from palimpsest.report.figures.style import (
     GRID,
     INK,
@@ -37,11 +23,18 @@ from palimpsest.report.figures.style import (
     SERIES,
     STEPS,
 )
-from palimpsest.report.heat import HEAT, ON_HEAT
-from palimpsest.report.losses import Losses
-from palimpsest.report.pictures import data_uri
-from palimpsest.report.refusals import Told
+from palimpsest.report.page import cells, filters
+from palimpsest.report.page.examples import Shown, lost_examples, shown_examples
+from palimpsest.report.page.heat import HEAT, ON_HEAT
+from palimpsest.report.page.pictures import data_uri
+from palimpsest.report.paper import tables
 from palimpsest.report.results import Group, Results
+from palimpsest.report.sections import beside, differences, losses, refusals, similarity
+from palimpsest.report.sections.beside import Comparison
+from palimpsest.report.sections.losses import Losses
+from palimpsest.report.sections.refusals import Told
+from palimpsest.report.statistics.aggregates import AGGREGATES
+from palimpsest.report.statistics.bootstrap import LEVEL, RESAMPLES, SEED
 
 THEMED = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", ON_DARK: "on-high",

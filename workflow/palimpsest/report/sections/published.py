@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from palimpsest.refusal import explain, one_of, read_yaml
-from palimpsest.report.aggregates import AGGREGATES
+from palimpsest.report.statistics.aggregates import AGGREGATES
 
 Certainty = Literal["recovered", "recalled", "quoted"]  # from the surest to the least sure
 Kind = Literal["rule-based", "judge"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from palimpsest.report.bootstrap import mean_parsed
+from palimpsest.report.statistics.bootstrap import mean_parsed
 
 VERSION = "1"
 Array = np.ndarray

@@ -1,0 +1,1 @@
+"""The page to look at: `index.html`, and what stands behind its cells."""

@@ -1,0 +1,1 @@
+"""What is taken into a paper: tables, the methods paragraph, licences and references."""

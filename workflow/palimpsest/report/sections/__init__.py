@@ -1,0 +1,1 @@
+"""What a report tells: a module a section, with its numbers, tables and sentences."""

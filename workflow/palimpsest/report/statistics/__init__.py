@@ -1,0 +1,1 @@
+"""The arithmetic of a report: aggregates by formula, and intervals by resampling."""
