@@ -214,7 +214,9 @@ def test_tables_have_every_number_and_what_it_is_compared_with(measured, found):
 
 
 def test_the_page_says_what_is_inferred_and_what_is_left_out(measured, found):
-    pages = [render(one, [], [], [], [], found * (k == 0), []) for k, one in enumerate(measured)]
+    pages = [
+        render(one, [], [], [], [], found * (k == 0), [], []) for k, one in enumerate(measured)
+    ]
     assert [page.count('id="unlearning"') for page in pages] == [1, 0, 0]
     assert "Inferred: which combinations belong to it" in pages[0]
     assert "answers most: " in pages[0]

@@ -46,20 +46,21 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     from palimpsest.report.figures.style import COLUMN, save
     from palimpsest.report.page.render import Drawn, render
     from palimpsest.report.paper import latex, paragraph, tables
-    from palimpsest.report.sections import beside, differences, losses, refusals, similarity
+    from palimpsest.report.sections import beside, differences, losses, orders, refusals, similarity
     from palimpsest.report.terminal import terminal
 
     results, first = measured[number], number == 0
     compared = beside.comparisons(results)
     front = [*tables.front_tables(measured), *paragraph.licence_tables(results)] if first else []
-    frames = tables.frames_of(results) | beside.frames_of(results, compared)
     told, lost = refusals.told(results, measured), losses.losses(results)
-    frames |= differences.frames_of(results) | losses.frames_of(results, lost)
-    frames |= similarity.frames_of(results) | refusals.frames_of(results, told)
-    frames |= tables.front_frames(measured) if first else {}
+    frames = tables.frames_of(results) | (tables.front_frames(measured) if first else {})
+    frames |= beside.frames_of(results, compared) | losses.frames_of(results, lost)
+    frames |= refusals.frames_of(results, told)
     papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
-    papers += [*differences.paper_tables(results), *losses.paper_tables(results, lost)]
-    papers += [*similarity.paper_tables(results), *refusals.paper_tables(told)]
+    papers += [*losses.paper_tables(results, lost), *refusals.paper_tables(told)]
+    for section in (differences, orders, similarity):
+        frames |= section.frames_of(results)
+        papers += section.paper_tables(results)
     (out / "figures").mkdir(parents=True)
     tables.write_tables(frames, papers, out)
     (out / TERMINAL).write_text(terminal(results), encoding="utf-8")
@@ -70,7 +71,8 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
         drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
         wide = picture.figure.get_figwidth() > COLUMN
         figures.append((picture.name, picture.caption, wide))
-    page = render(results, drawn, _others(measured, number), compared, front, told, lost)
+    others = _others(measured, number)
+    page = render(results, drawn, others, compared, front, told, lost, list(frames))
     (out / "index.html").write_text(page, encoding="utf-8")
     if first and results.view.setting:
         paragraph.write(results, out)

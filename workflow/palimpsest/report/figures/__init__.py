@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from palimpsest.report.figures import (
     comparison,
     curves,
+    dynamics,
     examples,
     heatmap,
     losses,
@@ -28,7 +29,7 @@ def draw_all(results: Results, told: list[Told], lost: list[Losses]) -> Iterator
     `told` is what is told of unlearning, `lost` what is forgotten.
     """
     with plt.rc_context(RC):
-        for module in (comparison, heatmap, curves, similarity, radar, examples):
+        for module in (comparison, heatmap, curves, dynamics, similarity, radar, examples):
             yield from module.draw(results)
         yield from unlearning.draw(told)
         yield from losses.draw(results, lost)

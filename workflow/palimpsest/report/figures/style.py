@@ -73,8 +73,8 @@ class Look:
 
     @classmethod
     def of(cls, k: int) -> Look:
-        """Return the look of series k; looks repeat after seven."""
-        return cls(SERIES[k % 7], MARKERS[k % 7], DASHES[k % 7])
+        """Return the look of series k: after seven a colour is again, with another marker."""
+        return cls(SERIES[k % 7], MARKERS[(k + k // 7) % 7], DASHES[k % 7])
 
 
 def save(picture: Picture, directory: Path) -> str:

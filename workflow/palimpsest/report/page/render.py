@@ -29,7 +29,7 @@ from palimpsest.report.page.heat import HEAT, ON_HEAT
 from palimpsest.report.page.pictures import data_uri
 from palimpsest.report.paper import tables
 from palimpsest.report.results import Group, Results
-from palimpsest.report.sections import beside, differences, losses, refusals, similarity
+from palimpsest.report.sections import beside, differences, losses, orders, refusals, similarity
 from palimpsest.report.sections.beside import Comparison
 from palimpsest.report.sections.losses import Losses
 from palimpsest.report.sections.refusals import Told
@@ -49,6 +49,7 @@ SECTIONS = (
     "unlearning",
     "matrix",
     "curves",
+    "dynamics",
     "similarity",
     "radar",
     "losses",
@@ -88,12 +89,13 @@ def render(
     front: list[tables.Table],
     told: list[Told],
     lost: list[Losses],
+    files: list[str],
 ) -> str:
     """Return the page's HTML.
 
     `others` are title and address of the pages of other measures, `compared` what is laid beside
     published results, `front` the tables that the front page alone has, `told` what is unlearnt,
-    `lost` what is forgotten.
+    `lost` what is forgotten, `files` the tables for programs that lie beside the page.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
@@ -121,7 +123,9 @@ def render(
         cards=[(group, cards(results, group)) for group in results.sequential],
         aggregates=AGGREGATES,
         others=others,
+        files=files,
         published=published(results, compared),
+        orders=orders.paper_tables(results),
         similarity=similarity.paper_tables(results),
         unlearning=refusals.paper_tables(told),
         explained=refusals.explained(told),

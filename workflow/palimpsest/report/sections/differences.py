@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,13 +40,16 @@ class Difference(Estimate):
         return self.low_all > 0 or self.high_all < 0
 
 
-def compare(samples: Sequence[Samples], pairs: Sequence[Pair]) -> dict[Pair, dict[str, Difference]]:
+Named = dict[Pair, dict[str, Difference]]  # by the names of aggregates
+
+
+def compare(samples: Sequence[Samples], pairs: Sequence[Pair]) -> Named:
     """Return each difference of two methods, by the names that both have.
 
     `samples` are those of each method, resampled in pairs. The differences of one name in all
     `pairs` are one family: they are corrected for each other, and not for those of other names.
     """
-    found: dict[Pair, dict[str, Difference]] = {pair: {} for pair in pairs}
+    found: Named = {pair: {} for pair in pairs}
     for name in dict.fromkeys(name for one in samples for name in one):
         both = [(a, b) for a, b in pairs if name in samples[a] and name in samples[b]]
         if both:
@@ -62,7 +66,7 @@ def compare(samples: Sequence[Samples], pairs: Sequence[Pair]) -> dict[Pair, dic
     return found
 
 
-def of_setting(groups: Sequence[Group]) -> dict[Pair, dict[str, Difference]]:
+def of_setting(groups: Sequence[Group]) -> Named:
     """Return the differences of all pairs of methods, the later one minus the earlier one."""
     pairs = [(b, a) for a, b in combinations(range(len(groups)), 2)]
     return compare([group.samples for group in groups], pairs)
@@ -71,42 +75,45 @@ def of_setting(groups: Sequence[Group]) -> dict[Pair, dict[str, Difference]]:
 def frames_of(results: Results) -> dict[str, pd.DataFrame]:
     """Return a row a difference of two methods that share model and order; nothing of one alone."""
     rows = [
-        {
-            **identity(results, groups[a].view), "seed": seeds_of(groups[a]),
-            "other": groups[b].view.name, "metric": name, "value": d.value, "low": d.low,
-            "high": d.high, "low_all": d.low_all, "high_all": d.high_all, "differs": d.differs,
-            "detectable": d.detectable,
-        }
+        {**identity(results, groups[a].view), "seed": seeds_of(groups[a]),
+         "other": groups[b].view.name, **numbers}
         for groups in results.settings.values()
-        for (a, b), named in of_setting(groups).items()
-        for name, d in named.items()
+        for (a, b), numbers in rows_of(of_setting(groups))
     ]  # fmt: skip
     return {"differences": pd.DataFrame(rows, columns=COLUMNS)} if rows else {}
+
+
+def rows_of(named: Named) -> Iterator[tuple[Pair, dict[str, Any]]]:
+    """Yield each difference as a part of a row of a table for programs."""
+    for pair, each in named.items():
+        for name, d in each.items():
+            yield pair, {"metric": name, **asdict(d), "differs": d.differs}
 
 
 def paper_tables(results: Results) -> list[Table]:
     """Return a table for each model and order: a row a pair of methods, a column an aggregate."""
     found = []
     for where, groups in results.settings.items():
-        named, titles = of_setting(groups), _titles(groups)
-        shown = [name for name in SHOWN if any(name in each for each in named.values())]
-        if shown:
-            rows = [
-                [
-                    f"{titles[a]} − {titles[b]}",
-                    *[with_mark(each.get(name)) for name in shown],
-                ]
-                for (a, b), each in named.items()
-            ]
-            header = ["", *[by_name(name).title for name in shown]]
-            view = groups[0].view
-            caption = (
-                f"Differences between methods{f' ({view.model}, {view.order})' if where else ''} "
-                "in percentage points, resampled in pairs, with 95 % intervals; "
-                + about([*named.values()], {n: by_name(n).title.lower() for n in shown})
-            )
-            found.append((f"differences-{where}".removesuffix("-"), caption, header, rows))
+        titles, view = _titles(groups), groups[0].view
+        pairs = {pair: f"{titles[pair[0]]} − {titles[pair[1]]}" for pair in of_setting(groups)}
+        caption = f"Differences between methods{f' ({view.model}, {view.order})' if where else ''}"
+        name = f"differences-{where}".removesuffix("-")
+        found += pair_tables(name, caption, of_setting(groups), pairs)
     return found
+
+
+def pair_tables(name: str, caption: str, named: Named, titles: dict[Pair, str]) -> list[Table]:
+    """Return a table with a row a pair and a column an aggregate; none if there are no pairs."""
+    shown = [one for one in SHOWN if any(one in each for each in named.values())]
+    if not shown:
+        return []
+    rows = [
+        [titles[pair], *[with_mark(each.get(one)) for one in shown]] for pair, each in named.items()
+    ]
+    caption = f"{caption} in percentage points, resampled in pairs, with 95 % intervals; " + about(
+        [*named.values()], {one: by_name(one).title.lower() for one in shown}
+    )
+    return [(name, caption, ["", *[by_name(one).title for one in shown]], rows)]
 
 
 def _titles(groups: Sequence[Group]) -> list[str]:
