@@ -51,6 +51,9 @@ except ValueError as error:
     raise WorkflowError(f"{error}\nNothing was run, changed or removed.") from None
 
 EVALUATION = STUDY.study.evaluation
+PROBES = (
+    f"--probes {probes.every} --sample {probes.sample}" if (probes := STUDY.study.probes) else ""
+)
 BY_RULE = [name for name in STUDY.study.measures if name in RULES]
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
 ASSEMBLED = [name for name in STUDY.models if load(Model, name).parts]

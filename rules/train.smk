@@ -34,7 +34,7 @@ rule train:
         # The log is that of all attempts. A signal must reach palimpsest, and no shell before it.
         "mkdir -p $(dirname {params.history}) && touch {params.history} && "
         "ln -f {params.history} {log} && "
-        "exec palimpsest train {wildcards.stage} >> {log} 2>&1"
+        f"exec palimpsest train {{wildcards.stage}} {PROBES} >> {{log}} 2>&1"
 
 
 rule train_all:

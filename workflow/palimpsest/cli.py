@@ -20,6 +20,7 @@ from palimpsest.config import (
     Evaluation,
     Judge,
     Model,
+    Probes,
     Task,
     load,
 )
@@ -120,9 +121,10 @@ def train(args: argparse.Namespace) -> int:
         with quickly():
             from palimpsest.training.stage import train
 
-        # One rank asks Slurm, and the others stop with it.
+        # One rank asks Slurm, and the others stop with it; it asks the model, too.
         first = os.environ.get("RANK", "0") == "0"
-        return train(args.stage, RESULTS, seconds_left() if first else None)
+        asked = _probe(args) if first and args.probes else None
+        return train(args.stage, RESULTS, seconds_left() if first else None, asked)
 
     return rank() if "RANK" in os.environ else run_stage(args.stage, rank)
 
@@ -263,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     pretraining.add_argument("--seed", type=int, default=0)
     pretraining.add_argument("--minutes", type=float, help="stop after this time")
     command(embed, "model").add_argument("tasks", nargs="+", help=ARGUMENTS["task"]["help"])
-    command(train, "stage")
+    command(train, "stage", "--probes", "--sample")
     command(evaluate, "stage", "--tasks", "--split", "--sample", "--generation", "--batch")
     command(score, "stage", "--tasks", "--split", "--sample", "--generation", "--measures")
     command(judge, "stage", "--judge", "--tasks", "--split", "--sample", "--generation", "--sbatch")
@@ -290,6 +292,7 @@ ARGUMENTS = {
     "--sbatch": {"default": "", "help": "options of sbatch for the job of the judge's server"},
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},
     "--split": {"default": "test", "help": "split of the questions (default: test)"},
+    "--probes": {"type": int, "help": "ask known tasks, --sample examples of each, so often"},
     "--sample": {"type": int, "help": "only so many examples of a task, drawn from the split"},
     "--generation": {
         "default": "consistent",
@@ -318,6 +321,13 @@ UNUSED = {
     **dict.fromkeys((chance, convert, score), OF_TABLES),
     **dict.fromkeys((embed, evaluate, export, judge, train), OF_TABLES + OF_SCIENCE),
 }
+
+
+def _probe(args: argparse.Namespace) -> Callable | None:
+    with quickly():
+        from palimpsest.evaluation.probe import probe
+
+    return probe(args.stage, RESULTS, Probes(every=args.probes, sample=args.sample))
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:

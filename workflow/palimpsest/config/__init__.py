@@ -27,6 +27,7 @@ from palimpsest.config.study import (
     METRIC,
     RULES,
     Evaluation,
+    Probes,
     Published,
     Reference,
     Study,
@@ -40,8 +41,8 @@ from palimpsest.refusal import ConfigError, check_known, explain, read_yaml
 __all__ = [
     "AS_PUBLISHED", "CONFIG", "FIDELITY", "METRIC", "PACKAGE", "RULES", "AsPublished", "Asking",
     "Benchmark", "Chat", "Described", "Download", "Encoder", "Evaluation", "Judge",
-    "JudgeResources", "Method", "Model", "Published", "Reference", "Resources", "Sampling",
-    "Science", "Serving", "Study", "T", "Task", "TextEncoder", "Training", "Vocabulary",
+    "JudgeResources", "Method", "Model", "Probes", "Published", "Reference", "Resources",
+    "Sampling", "Science", "Serving", "Study", "T", "Task", "TextEncoder", "Training", "Vocabulary",
     "check_named", "load", "modules", "read_references",
 ]  # fmt: skip
 

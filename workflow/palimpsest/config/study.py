@@ -38,6 +38,13 @@ class Evaluation(Settings):
         return "-".join(str(part) for part in (self.split, self.sample, other) if part)
 
 
+class Probes(Settings):
+    """Questions that a stage is asked while it is trained, of each task that is known by then."""
+
+    every: int = Field(gt=0)  # steps
+    sample: int = Field(gt=0)  # examples of a task
+
+
 class Published(Settings):
     """What is laid beside a study's matrices: by measure, matrices of config/published/<file>.yaml.
 
@@ -61,6 +68,7 @@ class Study(Settings):
     references: dict[str, Reference] = Field({})
     evaluation: Evaluation
     measures: tuple[str, ...] = Field((METRIC,), min_length=1)  # by which cells are scored
+    probes: Probes | None = None
     published: Published | None = None
     similarity: bool = False  # whether the report shows how alike the tasks are to each model
 

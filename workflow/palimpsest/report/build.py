@@ -46,7 +46,15 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     from palimpsest.report.figures.style import COLUMN, save
     from palimpsest.report.page.render import Drawn, render
     from palimpsest.report.paper import latex, paragraph, tables
-    from palimpsest.report.sections import beside, differences, losses, orders, refusals, similarity
+    from palimpsest.report.sections import (
+        beside,
+        differences,
+        losses,
+        orders,
+        probes,
+        refusals,
+        similarity,
+    )
     from palimpsest.report.terminal import terminal
 
     results, first = measured[number], number == 0
@@ -61,6 +69,7 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     for section in (differences, orders, similarity):
         frames |= section.frames_of(results)
         papers += section.paper_tables(results)
+    frames |= probes.frames_of(results)
     (out / "figures").mkdir(parents=True)
     tables.write_tables(frames, papers, out)
     (out / TERMINAL).write_text(terminal(results), encoding="utf-8")

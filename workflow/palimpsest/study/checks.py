@@ -128,6 +128,15 @@ def check_seeing(where: Path, model_name: str, model: Model, study: Study) -> No
         )
 
 
+def check_probed(where: Path, model_name: str, model: Model, study: Study) -> None:
+    """ConfigError if a model that is in pieces while it is trained should answer meanwhile."""
+    if study.probes and model.zero_stage == 3:
+        raise ConfigError(
+            f"{where}: probes: a model whose weights are shared out cannot answer; remove "
+            f"`probes`, or set `zero_stage` in {CONFIG}/models/{model_name}.yaml below 3"
+        )
+
+
 def check_batches(
     model_name: str, model: Model, method_name: str, method: Method, tasks: tuple[str, ...]
 ) -> None:

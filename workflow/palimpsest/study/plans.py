@@ -175,6 +175,7 @@ def plan(name: str) -> Plan:
         model = checks.load_named(Model, model_name, f"{where}: models")
         checks.check_made(model_name, model)
         checks.check_seeing(where, model_name, model, study)
+        checks.check_probed(where, model_name, model, study)
         for method_name, named_at in methods.items():
             method = checks.load_named(Method, method_name, named_at)
             checks.check_batches(model_name, model, method_name, method, benchmark.to_learn)

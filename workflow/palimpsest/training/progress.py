@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -32,7 +33,7 @@ class Progress:
             total=last, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty()
         )
 
-    def step(self, step: int, tokens: int, **values: float) -> None:
+    def step(self, step: int, tokens: int, **values: Any) -> None:
         """Record one step: the tokens of its batch, its mean `loss`, and what else there is."""
         self.steps, self.tokens = self.steps + 1, self.tokens + tokens
         loss = values["loss"]

@@ -42,10 +42,16 @@ METRICS = "metrics.jsonl"
 RECORD = "stage.json"
 
 
-def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int:
+Probe = Callable[[LMM, int], dict[str, float]]
+
+
+def train(
+    stage: Stage, results: Path, seconds_left: float | None = None, probe: Probe | None = None
+) -> int:
     """Train a stage and write its directory; return 0, or REQUEUE if it was stopped before.
 
     `seconds_left` is how long the job may run: well before, as on SIGTERM, the stage checkpoints.
+    `probe` asks the model after a step, and gives the scores of some tasks, or {}.
     """
     out, attempts = stage.directory(results), Attempts(stage.resume(results))
     if (out / RECORD).exists():
@@ -56,7 +62,7 @@ def train(stage: Stage, results: Path, seconds_left: float | None = None) -> int
     model, method = load(Model, stage.model), method_of(stage)
     torch.set_num_threads(model.resources.threads)
     try:
-        return _StageRun(stage, results, model, method, attempts).run(stopped)
+        return _StageRun(stage, results, model, method, attempts, probe).run(stopped)
     except Exception as error:
         with suppress(OSError):  # the disk may be full
             attempts.end(_reason(error, stage))
@@ -67,10 +73,16 @@ class _StageRun:
     """A stage with its parent loaded, on one rank."""
 
     def __init__(
-        self, stage: Stage, results: Path, model: Model, method: Method, attempts: Attempts
+        self,
+        stage: Stage,
+        results: Path,
+        model: Model,
+        method: Method,
+        attempts: Attempts,
+        probe: Probe | None,
     ) -> None:
         self.stage, self.results, self.model, self.method = stage, results, model, method
-        self.attempts = attempts
+        self.attempts, self.probe = attempts, probe
         self.begun = time.monotonic()
         self.world = zero.join(model, method.training.batch)
         torch.manual_seed(order.step_seed(stage.seed, stage.lineage, "adapter"))
@@ -120,9 +132,10 @@ class _StageRun:
         steps = loop.steps(engine, loader, self.world, self._noise, asked, first, num_steps)
         for step in steps:
             if progress:
-                penalty = {"penalty": step.penalty} if protectors else {}
+                beside = {"penalty": step.penalty} if protectors else {}
+                beside |= self._probed(step.done)
                 rate = self.method.training.learning_rate * factor(step.done - 1)
-                progress.step(step.done, step.tokens, loss=step.loss, **penalty, learning_rate=rate)
+                progress.step(step.done, step.tokens, loss=step.loss, **beside, learning_rate=rate)
             if step.done == num_steps and not phases.weighs:
                 break
             if step.done % every == 0 or step.done == num_steps or step.stop:
@@ -135,6 +148,11 @@ class _StageRun:
         if progress:
             progress.close()
         return True
+
+    def _probed(self, step: int) -> dict[str, dict[str, float]]:
+        """Return the scores of a probe after a step; the other ranks wait meanwhile."""
+        scores = self.probe(self.lmm, step) if self.probe else {}
+        return {"probes": scores} if scores else {}
 
     def _as_parent_left(self) -> tuple[LMM, Adapter]:
         """Load the model with what the parent has learnt, and with room for what is to come."""

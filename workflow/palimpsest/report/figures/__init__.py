@@ -13,6 +13,7 @@ from palimpsest.report.figures import (
     examples,
     heatmap,
     losses,
+    probes,
     radar,
     similarity,
     unlearning,
@@ -29,7 +30,7 @@ def draw_all(results: Results, told: list[Told], lost: list[Losses]) -> Iterator
     `told` is what is told of unlearning, `lost` what is forgotten.
     """
     with plt.rc_context(RC):
-        for module in (comparison, heatmap, curves, dynamics, similarity, radar, examples):
+        for module in (comparison, heatmap, curves, dynamics, probes, similarity, radar, examples):
             yield from module.draw(results)
         yield from unlearning.draw(told)
         yield from losses.draw(results, lost)

@@ -1,13 +1,15 @@
-"""What the order of the tasks changes, and the plane of what is learnt and what is kept."""
+"""What the order of the tasks changes, what is learnt and kept, and what happens inside stages."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from palimpsest.report.figures import dynamics
+from palimpsest.report.figures import probes as figure
 from palimpsest.report.results import read_results
-from palimpsest.report.sections import orders
+from palimpsest.report.sections import orders, probes
 from report_fixture import write_study
 
 
@@ -67,3 +69,40 @@ def test_the_plane_has_what_is_learnt_and_what_is_forgotten(results):
     ends = [group.estimates[end].value for end in dynamics.ENDS]
     assert pytest.approx(ends) in points
     assert plane.yaxis_inverted()
+
+
+@pytest.fixture
+def probed(tmp_path):
+    """A sequence whose first two stages were asked twice each, and the others never."""
+    view = write_study(tmp_path, methods=("lora",))
+    (lora,) = [e for e in view.experiments if e.protocol == "sequential"]
+    for number, row in enumerate(lora.rows[1:3], start=1):
+        lines = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)]
+        for step in (2, 4):
+            known = [task for one in lora.rows[1 : number + 1] for task in one.learnt]
+            lines[step - 1]["probes"] = dict.fromkeys(known, 10.0 * step)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (row.record.parent / "metrics.jsonl").write_text(text)
+    return read_results(replace(view, experiments=(lora,)))
+
+
+def test_probes_are_told_step_by_step(probed):
+    frame = probes.frames_of(probed)["probes"]
+    first, second = (row.learnt[0] for row in probed.groups[0].view.rows[1:3])
+    told = frame[["stage", "step", "task", "value"]].to_records(index=False).tolist()
+    assert told == [
+        (1, 2, first, 20.0), (1, 4, first, 40.0),
+        (2, 2, first, 20.0), (2, 2, second, 20.0), (2, 4, first, 40.0), (2, 4, second, 40.0),
+    ]  # fmt: skip
+    assert set(frame["steps"]) == {4}
+
+
+def test_a_figure_has_a_line_a_task_along_the_stages(probed):
+    (picture,) = figure.draw(probed)
+    lines = [line for line in picture.figure.axes[0].lines if len(line.get_xdata()) > 2]
+    assert [list(line.get_xdata()) for line in lines][:1] == [[0.5, 1.0, 1.5, 2.0]]
+
+
+def test_what_was_not_asked_is_not_shown(results):
+    assert probes.frames_of(results) == {}
+    assert list(figure.draw(results)) == []
