@@ -1,6 +1,6 @@
 """How long a report's statistics take: every cell read, every aggregate and difference told.
 
-    PYTHONPATH=tests/unit python benchmarks/statistics.py
+    PYTHONPATH=tests/unit python benchmarks/intervals.py
 
 Eight methods, three seeds each, 36 cells a run (each of eight stages asked the tasks learnt by
 then) of 5,000 examples, on one core. Answers are drawn by chance: the work does not depend on them.
@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
-from palimpsest.report.paper.tables import frames_of as other_frames_of
+from palimpsest.report.paper import tables
 from palimpsest.report.results import read_results
-from palimpsest.report.sections.differences import frames_of
+from palimpsest.report.sections import differences, losses
 from report_fixture import write_scores
 
 METHODS, SEEDS, TASKS, EXAMPLES = 8, 3, 8, 5000
@@ -33,12 +33,15 @@ def main() -> None:
         begun = time.monotonic()
         results = read_results(view)
         read = time.monotonic()
-        frames = other_frames_of(results) | frames_of(results)
+        frames = tables.frames_of(results) | differences.frames_of(results)
+        told = time.monotonic()
+        frames |= losses.frames_of(results, losses.losses(results))
         done = time.monotonic()
     print(
         f"{METHODS} methods x {SEEDS} seeds x {len(frames['matrix']) // METHODS // SEEDS} cells x "
         f"{EXAMPLES} examples, {len(frames['differences'])} differences: {done - begun:.1f} s, of "
-        f"which cells and aggregates {read - begun:.1f} s, tables {done - read:.1f} s"
+        f"which cells and aggregates {read - begun:.1f} s, tables {told - read:.1f} s, "
+        f"what was lost {done - told:.1f} s"
     )
 
 
