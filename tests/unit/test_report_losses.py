@@ -137,10 +137,11 @@ def test_tables_and_finding_say_the_same(study):
 
 def test_figures_have_a_bar_of_a_hundred_for_each_stage(study):
     results = read_results(study)
-    in_the_end, by_stage = draw(results, losses(results))
+    in_the_end, by_stage, narrow = draw(results, losses(results))
     assert (in_the_end.name, by_stage.name) == ("lost", "losses-lora")
-    assert len(by_stage.figure.axes) == 3
-    for axis in by_stage.figure.axes:
+    assert (narrow.name, narrow.section) == ("losses-lora-column", "")
+    assert len(by_stage.figure.axes) == len(narrow.figure.axes) == 3
+    for axis in (*by_stage.figure.axes, *narrow.figure.axes):
         for stage in range(5):
             bars = [bar for bar in axis.patches if round(bar.get_x() + 0.46) == stage]
             assert len(bars) == len(SAID)

@@ -270,7 +270,8 @@ def test_legends_tell_methods_apart_and_titles_models(study, measured):
     results = read_results(replace(study, experiments=experiments))
     found = told(results, [results])
     drawn = [*unlearning.draw(found), *curves.draw(results)]
-    for picture, model in zip(drawn, [models[0]] * 2 + [models[1]] * 2 + [*models], strict=True):
+    each = [model for model in models for _ in range(2)]  # two figures of unlearning, two widths
+    for picture, model in zip(drawn, each * 2, strict=True):
         (legend,) = picture.figure.legends
         labels = [text.get_text() for text in legend.get_texts()]
         assert labels[:2] == [*titles.values()]
@@ -286,4 +287,5 @@ def test_curves_of_many_methods_are_several_figures(study):
     many = [replace(e, name=f"m{k}", method=f"m{k}", title=f"Method {k}")
             for k in range(6) for e in study.experiments[:1]]  # fmt: skip
     drawn = curves.draw(read_results(replace(study, experiments=tuple(many))))
-    assert [picture.name for picture in drawn] == ["curves-1", "curves-2"]
+    names = [picture.name for picture in drawn]
+    assert names == ["curves-1", "curves-1-column", "curves-2", "curves-2-column"]

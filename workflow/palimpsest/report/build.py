@@ -77,9 +77,10 @@ def _write_page(measured: list[Results], number: int, out: Path) -> None:
     for picture in draw_all(results, told, lost):
         svg = save(picture, out / "figures")
         print(f"report {results.view.name}: figures/{picture.name}", flush=True)
-        drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
-        wide = picture.figure.get_figwidth() > COLUMN
-        figures.append((picture.name, picture.caption, wide))
+        if picture.section:
+            drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
+            wide = picture.figure.get_figwidth() > COLUMN
+            figures.append((picture.name, picture.caption, wide))
     others = _others(measured, number)
     page = render(results, drawn, others, compared, front, told, lost, list(frames))
     (out / "index.html").write_text(page, encoding="utf-8")

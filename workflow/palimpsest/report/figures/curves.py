@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.lines import Line2D
 
 from palimpsest.report.figures.style import (
+    BOTH,
     INK,
     MUTED,
-    PAGE,
     PAPER,
     Look,
     Picture,
@@ -32,26 +34,23 @@ CAPTION = (
 LINES = 5  # more in a panel cannot be told apart
 
 
-def draw(results: Results) -> list[Picture]:
-    """Return a figure for each model and order; of many methods several, the first in each."""
-    pictures = []
+def draw(results: Results) -> Iterator[Picture]:
+    """Yield a figure for each model and order; of many methods several, the first in each."""
     for name, (first, *others) in results.settings.items():
         title = heading("Each task over the stages", first, alone=not name)
         parts = [others[k : k + LINES - 1] for k in range(0, len(others), LINES - 1)] or [[]]
         for number, part in enumerate(parts, start=1):
-            called = ("curves", name, str(number) if len(parts) > 1 else "")
-            pictures.append(Picture(
-                "-".join(filter(None, called)), "curves", title, CAPTION,
-                _draw(results, (first, *part)),
-            ))  # fmt: skip
-    return pictures
+            called = "-".join(filter(None, ("curves", name, str(number) if parts[1:] else "")))
+            for end, size in BOTH.items():
+                figure = _draw(results, (first, *part), *size)
+                yield Picture(called + end, "" if end else "curves", title, CAPTION, figure)
 
 
-def _draw(results: Results, groups: tuple[Group, ...]):
+def _draw(results: Results, groups: tuple[Group, ...], width: float, columns: int):
     tasks = groups[0].tasks
     joint = results.reference(JOINT, groups[0].view.model)
     handles = _handles(groups, joint is not None, results.view.knows_chance)
-    figure, axes = panels(len(tasks), top=legend_height(handles, PAGE))
+    figure, axes = panels(len(tasks), columns, width, top=legend_height(handles, width))
     high = ceiling(*[group.value_RT for group in groups])
     num_stages = max(group.value_RT.shape[0] for group in groups) - 1
     for k, (task, axis) in enumerate(zip(tasks, axes, strict=True)):
@@ -61,7 +60,8 @@ def _draw(results: Results, groups: tuple[Group, ...]):
         if joint and np.isfinite(joint.end(task)):
             axis.axhline(joint.end(task), color=MUTED, lw=0.9, ls="--", zorder=1)
         title_panel(axis, results.view.task(task))
-        stage_axis(axis, num_stages, bottom=k >= len(tasks) - 4, left=k % 4 == 0, high=high)
+        bottom, left = k >= len(tasks) - columns, k % columns == 0
+        stage_axis(axis, num_stages, bottom=bottom, left=left, high=high)
     legend_above(figure, handles)
     return figure
 

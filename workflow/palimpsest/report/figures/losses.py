@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from palimpsest.report.figures.style import (
+    BOTH,
     COLUMN,
     GRID,
     INK,
@@ -20,6 +21,7 @@ from palimpsest.report.figures.style import (
     Picture,
     heading,
     legend_above,
+    legend_columns,
     legend_height,
     names,
     panels,
@@ -33,6 +35,7 @@ from palimpsest.report.sections.losses import KINDS, LOST, Losses
 
 COLORS = dict(zip(SAID, (RIGHT, SERIES[4], KIND, SERIES[1], GRID), strict=True))
 HATCHES = {"form": "/////", "other": "\\\\\\"}  # so that print in grey tells them apart
+TITLE = 0.18  # inches above the legend
 PALE = 0.4  # of a bar before the task was learnt
 BY_STAGE = (
     "All answers to each task after each stage by their kind, in percent. Bars are pale before the "
@@ -47,22 +50,19 @@ IN_THE_END = (
 )
 
 
-def draw(results: Results, found: Sequence[Losses]) -> list[Picture]:
-    """Return a figure of the groups of each model and order, then one for each group."""
-    pictures = []
+def draw(results: Results, found: Sequence[Losses]) -> Iterator[Picture]:
+    """Yield a figure of the groups of each model and order, then one for each group."""
     for name, groups in results.settings.items():
         of = [one for one in found if one.group in groups and one.mean]
         if of:
             title = heading("What is lost, and what is said instead", groups[0], alone=not name)
-            pictures.append(
-                Picture(f"lost-{name}".rstrip("-"), "losses", title, IN_THE_END, _in_the_end(of))
-            )
+            called = f"lost-{name}".rstrip("-")
+            yield Picture(called, "losses", title, IN_THE_END, _in_the_end(of))
     for one in found:
-        figure = _by_stage(results, one)
-        pictures.append(
-            Picture(f"losses-{one.group.slug}", "losses", one.group.title, BY_STAGE, figure)
-        )
-    return pictures
+        for end, size in BOTH.items():
+            called, section = f"losses-{one.group.slug}{end}", "" if end else "losses"
+            figure = _by_stage(results, one, *size)
+            yield Picture(called, section, one.group.title, BY_STAGE, figure)
 
 
 def _in_the_end(found: Sequence[Losses]):
@@ -90,9 +90,12 @@ def _in_the_end(found: Sequence[Losses]):
     return figure
 
 
-def _by_stage(results: Results, one: Losses):
+def _by_stage(results: Results, one: Losses, width: float, columns: int):
     tasks, own_of = one.tasks, dict(zip(one.group.tasks, one.group.own_T, strict=True))
-    figure, axes = panels(len(tasks), height=1.1, top=0.45)
+    own_stage = Line2D([], [], color=INK, marker="v", ls="", ms=3.2, label="own stage")
+    handles = [*map(_patch, SAID), own_stage]
+    top = TITLE + legend_height(handles, width)
+    figure, axes = panels(len(tasks), columns, width, height=1.1, top=top)
     num_stages = one.pooled.share_RTK.shape[0] - 1
     for k, (task, axis) in enumerate(zip(tasks, axes, strict=True)):
         own = own_of[task]
@@ -101,20 +104,18 @@ def _by_stage(results: Results, one: Losses):
         if own >= 0:
             axis.plot(own, 105, "v", color=INK, ms=3.2, clip_on=False)
         title_panel(axis, results.view.task(task))
-        stage_axis(axis, num_stages, bottom=k >= len(tasks) - 4, left=k % 4 == 0, high=100)
+        bottom, left = k >= len(tasks) - columns, k % columns == 0
+        stage_axis(axis, num_stages, bottom=bottom, left=left, high=100)
         axis.set(xlim=(-0.6, num_stages + 0.6), ylim=(0, 108))
         axis.grid(visible=False)
-        if k % 4 == 0:
+        if left:
             axis.set_ylabel("answers (%)")
-    handles = [
-        *map(_patch, SAID),
-        Line2D([], [], color=INK, marker="v", ls="", ms=3.2, label="own stage"),
-    ]
+    tall = figure.get_figheight()
     figure.legend(
-        handles=handles, loc="upper left", ncols=6, bbox_to_anchor=(0, 0.955), columnspacing=1,
-        handlelength=1.6,
+        handles=handles, loc="upper left", ncols=legend_columns(handles, width), handlelength=1.6,
+        bbox_to_anchor=(0, 1 - TITLE / tall), columnspacing=1,
     )  # fmt: skip
-    figure.text(0.012, 0.99, one.group.title, fontsize=8.5, weight="bold", va="top")
+    figure.text(0.085 / width, 1 - 0.03 / tall, one.group.title, size=8.5, weight="bold", va="top")
     return figure
 
 

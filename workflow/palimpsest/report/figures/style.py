@@ -21,6 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.3, 7.0  # widths in inches of one column and of a page of a paper
+BOTH = {"": (PAGE, 4), "-column": (COLUMN, 2)}  # end of a name -> width, and panels side by side
 
 INK, MUTED, GRID, PAPER = "#1b2430", "#5d6b7a", "#dde3ea", "#fefefe"
 ON_DARK, ON_LIGHT = "#ffffff", "#1b2431"  # text inside coloured cells: the same in both themes
@@ -54,7 +55,10 @@ NO_DATES = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: its file name without suffix, what it shows, and where it belongs."""
+    """A drawn figure: its file name without suffix, what it shows, and where it belongs.
+
+    `section` is that of the page; "" for a figure that is there in another width already.
+    """
 
     name: str
     section: str
