@@ -57,7 +57,7 @@ NO_DATES = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None
 class Picture:
     """A drawn figure: its file name without suffix, what it shows, and where it belongs.
 
-    `section` is that of the page; "" for a figure that is there in another width already.
+    `section` is that of the page; "" for a figure that is there in another width.
     """
 
     name: str
