@@ -39,7 +39,9 @@ def draw(results: Results) -> list[Picture]:
         return [Picture("references", "comparison", title, CAPTION, _references(results))]
     return [
         Picture("comparison", "comparison", title, CAPTION, _wide(results)),
-        Picture("comparison-column", "", f"{title} (one column)", CAPTION, _tall(results)),
+        Picture(
+            "comparison-column", "comparison", f"{title} (one column)", CAPTION, _tall(results)
+        ),
     ]
 
 
