@@ -29,16 +29,18 @@ def probe(stage: Stage, results: Path, probes: Probes) -> Probe | None:
     """
     if method_of(stage).router is not None or len(stage.lineage.last) > 1:
         return None
-    asked, scores = {}, {}
+    asked, by_example = {}, {}
     for task in (*chain(*history(stage)), *stage.lineage.last):
         asked[task] = Examples(results, stage.benchmark, [task], SPLIT, probes.sample)
         by = scorer(stage.model, task, METRIC)
-        scores[task] = [score for _, score in scorers(asked[task].parts[0], by)]
+        by_example[task] = [score for _, score in scorers(asked[task].parts[0], by)]
 
-    def score(lmm: LMM, task: str) -> float | None:
+    def asked_of(lmm: LMM, task: str) -> float | None:
         manner = manner_of(stage.model, task, "consistent")
         rows, _ = answer(lmm, asked[task], manner, probes.sample)
-        given = [score(row["prediction"]) for score, row in zip(scores[task], rows, strict=True)]
+        given = [
+            score(row["prediction"]) for score, row in zip(by_example[task], rows, strict=True)
+        ]
         return percent_known(given)[0]
 
     def ask(lmm: LMM, step: int) -> dict[str, float]:
@@ -46,7 +48,7 @@ def probe(stage: Stage, results: Path, probes: Probes) -> Probe | None:
             return {}
         config, training = lmm.config, lmm.module.training
         lmm.module.eval()
-        found = {task: score(lmm, task) for task in asked}
+        found = {task: asked_of(lmm, task) for task in asked}
         lmm.config = config
         lmm.module.train(training)
         return {task: value for task, value in found.items() if value is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,6 +187,12 @@ class Results:
             )
             notes.append(f"{self.view.measure.left_out}; over all stages: {which}.")
         return tuple(notes)
+
+
+def names(groups: Sequence[Group]) -> list[str]:
+    """Return what tells groups apart among each other: without model and order if titles do."""
+    short = [group.view.title for group in groups]
+    return short if len({*short}) == len(short) else [group.title for group in groups]
 
 
 def slug(text: str) -> str:

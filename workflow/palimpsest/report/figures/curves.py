@@ -18,13 +18,12 @@ from palimpsest.report.figures.style import (
     heading,
     legend_above,
     legend_height,
-    names,
     panels,
     stage_axis,
     title_panel,
     whole,
 )
-from palimpsest.report.results import Group, Results
+from palimpsest.report.results import Group, Results, names
 from palimpsest.report.spec import JOINT
 
 CAPTION = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
 
 from palimpsest.report.figures.style import (
     COLUMN,
@@ -14,10 +13,9 @@ from palimpsest.report.figures.style import (
     heading,
     legend_above,
     legend_height,
-    names,
-    whole,
+    series,
 )
-from palimpsest.report.results import Group, Results
+from palimpsest.report.results import Group, Results, names
 from palimpsest.report.sections.orders import methods
 
 ENDS = ("learning_accuracy", "forgetting")
@@ -52,7 +50,7 @@ def draw(results: Results) -> list[Picture]:
 
 
 def _plane(groups: Sequence[Group]):
-    handles = _handles(names(groups), lines=False)
+    handles = series(names(groups), dashed=False)
     top = legend_height(handles, COLUMN)
     tall = 2.2 + top
     figure, axis = plt.subplots(figsize=(COLUMN, tall))
@@ -73,7 +71,7 @@ def _plane(groups: Sequence[Group]):
 
 def _orders(lines: Sequence[Sequence[Group]]):
     orders = list(dict.fromkeys(group.view.order for groups in lines for group in groups))
-    handles = _handles([groups[0].view.title for groups in lines], lines=True)
+    handles = series([groups[0].view.title for groups in lines], dashed=True)
     top = legend_height(handles, COLUMN)
     tall = 2.0 + top
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN, tall))
@@ -104,13 +102,3 @@ def _margins(figure, tall: float, top: float) -> None:
     figure.subplots_adjust(
         left=0.46 / COLUMN, right=1 - 0.1 / COLUMN, bottom=0.4 / tall, top=1 - (top + 0.05) / tall
     )
-
-
-def _handles(titles: Sequence[str], *, lines: bool) -> list[Line2D]:
-    return [
-        Line2D(
-            [], [], color=Look.of(k).color, marker=Look.of(k).marker, ms=3.5,
-            ls=Look.of(k).dashes if lines else "", label=whole(title, 44, 2),
-        )
-        for k, title in enumerate(titles)
-    ]  # fmt: skip

@@ -23,14 +23,13 @@ from palimpsest.report.figures.style import (
     legend_above,
     legend_columns,
     legend_height,
-    names,
     panels,
     stage_axis,
     title_panel,
     whole,
 )
 from palimpsest.report.matrix import SAID
-from palimpsest.report.results import Results
+from palimpsest.report.results import Results, names
 from palimpsest.report.sections.losses import KINDS, LOST, Losses
 
 COLORS = dict(zip(SAID, (RIGHT, SERIES[4], KIND, SERIES[1], GRID), strict=True))

@@ -14,11 +14,10 @@ from palimpsest.report.figures.style import (
     Picture,
     ceiling,
     heading,
-    names,
     whole,
     wrap,
 )
-from palimpsest.report.results import Group, Results
+from palimpsest.report.results import Group, Results, names
 
 LAST = "#d55e00"
 

@@ -19,6 +19,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 COLUMN, PAGE = 3.3, 7.0  # widths in inches of one column and of a page of a paper
 BOTH = {"": (PAGE, 4), "-column": (COLUMN, 2)}  # end of a name -> width, and panels side by side
@@ -113,15 +114,20 @@ def panels(count: int, columns: int = 4, width: float = PAGE, height: float = 1.
     return figure, flat[:count]
 
 
-def names(groups: Sequence[Group]) -> list[str]:
-    """Return what tells the groups of a figure apart: without model and order if titles do."""
-    short = [group.view.title for group in groups]
-    return short if len({*short}) == len(short) else [group.title for group in groups]
-
-
 def heading(title: str, group: Group, *, alone: bool) -> str:
     """Return a figure's title, with the model and the order of its groups unless it is alone."""
     return title if alone else f"{title}: {group.view.model}, {group.view.order}"
+
+
+def series(titles: Sequence[str], *, dashed: bool) -> list[Line2D]:
+    """Return what a legend shows of the series of some titles; without dashes of points alone."""
+    return [
+        Line2D(
+            [], [], color=look.color, marker=look.marker, ls=look.dashes if dashed else "", ms=3.5,
+            label=whole(title, 44, 2),
+        )
+        for look, title in zip(map(Look.of, range(len(titles))), titles, strict=True)
+    ]  # fmt: skip
 
 
 def legend_above(figure, handles: list) -> None:

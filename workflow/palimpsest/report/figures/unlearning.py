@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from palimpsest.report.figures.style import (
@@ -16,12 +15,11 @@ from palimpsest.report.figures.style import (
     heading,
     legend_above,
     legend_height,
-    names,
     panels,
+    series,
     stage_axis,
-    whole,
 )
-from palimpsest.report.results import Estimate, slug
+from palimpsest.report.results import Estimate, names, slug
 from palimpsest.report.sections.refusals import Told
 
 SHOWN = {  # a quantity's name -> how its panel or axis is called
@@ -67,7 +65,7 @@ def draw(found: Sequence[Told]) -> list[Picture]:
 
 def _by_stage(lines: Sequence[Told]):
     shown = [name for name in SHOWN if any(name in one.steps for one in lines)]
-    handles = _handles(lines, dashed=True)
+    handles = series(names([one.group for one in lines]), dashed=True)
     high = ceiling(*[one.steps[name][0] for one in lines for name in shown if name in one.steps])
     figure, axes = panels(len(shown), 2, COLUMN, height=1.15, top=legend_height(handles, COLUMN))
     for k, (name, axis) in enumerate(zip(shown, axes, strict=True)):
@@ -94,7 +92,7 @@ def _plane(lines: Sequence[Told]):
     fits = "context_aware_refusal_rate"
     up = fits if all(f"{fits}_last" in one.estimates for one in lines) else "refusal_rate"
     kept = [k for k in KEPT if any(f"{k}_last" in one.estimates for one in lines)]
-    handles = _handles(lines, dashed=False)
+    handles = series(names([one.group for one in lines]), dashed=False)
     top = legend_height(handles, COLUMN)
     tall = 1.9 + top
     figure, axes = plt.subplots(1, len(kept), figsize=(COLUMN, tall), sharey=True, squeeze=False)
@@ -121,12 +119,3 @@ def _point(x: Estimate, y: Estimate, look: Look, axis) -> None:
     axis.plot([x.low, x.high], [y.value] * 2, **style)
     axis.plot([x.value] * 2, [y.low, y.high], **style | {"marker": "_"})
     axis.plot(x.value, y.value, look.marker, color=look.color, ms=4, zorder=3)
-
-
-def _handles(lines: Sequence[Told], *, dashed: bool) -> list[Line2D]:
-    handles = []
-    for number, name in enumerate(names([one.group for one in lines])):
-        look = Look.of(number)
-        style = {"color": look.color, "marker": look.marker, "ls": look.dashes if dashed else ""}
-        handles.append(Line2D([], [], ms=3.5, label=whole(name, 44, 2), **style))
-    return handles

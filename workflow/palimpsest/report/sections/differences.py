@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from palimpsest.report.paper.tables import Table, identity, score, seeds_of, with_interval
-from palimpsest.report.results import Estimate, Group, Results, Samples, estimates_of
+from palimpsest.report.results import Estimate, Group, Results, Samples, estimates_of, names
 from palimpsest.report.statistics.aggregates import by_name
 from palimpsest.report.statistics.bootstrap import detectable, simultaneous
 
@@ -94,11 +94,11 @@ def paper_tables(results: Results) -> list[Table]:
     """Return a table for each model and order: a row a pair of methods, a column an aggregate."""
     found = []
     for where, groups in results.settings.items():
-        titles, view = _titles(groups), groups[0].view
-        pairs = {pair: f"{titles[pair[0]]} − {titles[pair[1]]}" for pair in of_setting(groups)}
+        titles, view, named = names(groups), groups[0].view, of_setting(groups)
+        pairs = {(a, b): f"{titles[a]} − {titles[b]}" for a, b in named}
         caption = f"Differences between methods{f' ({view.model}, {view.order})' if where else ''}"
         name = f"differences-{where}".removesuffix("-")
-        found += pair_tables(name, caption, of_setting(groups), pairs)
+        found += pair_tables(name, caption, named, pairs)
     return found
 
 
@@ -116,16 +116,10 @@ def pair_tables(name: str, caption: str, named: Named, titles: dict[Pair, str]) 
     return [(name, caption, ["", *[by_name(one).title for one in shown]], rows)]
 
 
-def _titles(groups: Sequence[Group]) -> list[str]:
-    """Return the titles of the methods of a setting, without its name where they need none."""
-    short = [group.view.title for group in groups]
-    return short if len({*short}) == len(short) else [group.title for group in groups]
-
-
 def not_told_from(results: Results, group: Group, name: str) -> list[str]:
     """Return the titles of the methods of its setting from which an aggregate does not differ."""
     groups = next(groups for groups in results.settings.values() if group in groups)
-    here, titles = groups.index(group), _titles(groups)
+    here, titles = groups.index(group), names(groups)
     return [
         titles[a if b == here else b]
         for (a, b), named in of_setting(groups).items()
