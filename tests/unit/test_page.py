@@ -50,8 +50,8 @@ def answer(cell, said):
     pq.write_table(table.set_column(2, "prediction", pa.array([said] * len(table))), path)
 
 
-def some_figures(results, told, lost):
-    return [*heatmap.draw(results), next(losses.draw(results, lost))]
+def some_figures(found):
+    return [*heatmap.draw(found.results), next(losses.draw(found.results, found.lost))]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from palimpsest.report.paper.tables import (
     latex,
     matrix_frame,
     matrix_table,
-    measure_table,
+    measure_tables,
     summary_frame,
 )
 from palimpsest.report.results import read_results
@@ -124,7 +124,7 @@ def test_pages_name_their_measure_and_lead_to_each_other(report):
 
 def test_the_front_page_has_a_column_a_measure(study, report):
     measured = [read_results(view) for view in study]
-    _, caption, header, rows = measure_table(measured)
+    [(_, caption, header, rows)] = measure_tables(measured)
     assert header == ["", "Corrected metrics", "The clerk"]
     assert [row[0] for row in rows] == [
         "Sequential LoRA: Average accuracy (%)", "Sequential LoRA: Mean average accuracy (%)",

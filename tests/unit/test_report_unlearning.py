@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from palimpsest.report import MEASURES, ExperimentView, RowView, StudyView, TaskView, by_templates
+from palimpsest.report.contents import contents
 from palimpsest.report.figures import comparison, curves, unlearning
 from palimpsest.report.page.render import render
 from palimpsest.report.paper.tables import (
@@ -214,9 +215,7 @@ def test_tables_have_every_number_and_what_it_is_compared_with(measured, found):
 
 
 def test_the_page_says_what_is_inferred_and_what_is_left_out(measured, found):
-    pages = [
-        render(one, [], [], [], [], found * (k == 0), [], []) for k, one in enumerate(measured)
-    ]
+    pages = [render(contents(measured, k), [], []) for k in range(len(measured))]
     assert [page.count('id="unlearning"') for page in pages] == [1, 0, 0]
     assert "Inferred: which combinations belong to it" in pages[0]
     assert "answers most: " in pages[0]

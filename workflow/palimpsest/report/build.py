@@ -42,51 +42,31 @@ def build(views: Sequence[StudyView], out: Path) -> None:
 def _write_page(measured: list[Results], number: int, out: Path) -> None:
     """Write one measure's page, tables and figures; the first also what is of all measures."""
     # Imported here: pandas and matplotlib take seconds, and others only name what a report reads.
+    from palimpsest.report.contents import contents
     from palimpsest.report.figures import draw_all
     from palimpsest.report.figures.style import COLUMN, save
     from palimpsest.report.page.render import Drawn, render
-    from palimpsest.report.paper import latex, paragraph, tables
-    from palimpsest.report.sections import (
-        beside,
-        differences,
-        losses,
-        orders,
-        probes,
-        refusals,
-        similarity,
-    )
+    from palimpsest.report.paper import latex, paragraph
+    from palimpsest.report.paper.tables import write_tables
     from palimpsest.report.terminal import terminal
 
-    results, first = measured[number], number == 0
-    compared = beside.comparisons(results)
-    front = [*tables.front_tables(measured), *paragraph.licence_tables(results)] if first else []
-    told, lost = refusals.told(results, measured), losses.losses(results)
-    frames = tables.frames_of(results) | (tables.front_frames(measured) if first else {})
-    frames |= beside.frames_of(results, compared) | losses.frames_of(results, lost)
-    frames |= refusals.frames_of(results, told)
-    papers = [*tables.paper_tables(results), *beside.paper_tables(results, compared), *front]
-    papers += [*losses.paper_tables(results, lost), *refusals.paper_tables(told)]
-    for section in (differences, orders, similarity):
-        frames |= section.frames_of(results)
-        papers += section.paper_tables(results)
-    frames |= probes.frames_of(results)
+    found, view = contents(measured, number), measured[number].view
     (out / "figures").mkdir(parents=True)
-    tables.write_tables(frames, papers, out)
-    (out / TERMINAL).write_text(terminal(results), encoding="utf-8")
+    write_tables(found.frames, found.tables, out)
+    (out / TERMINAL).write_text(terminal(found.results), encoding="utf-8")
     drawn, figures = [], []
-    for picture in draw_all(results, told, lost):
+    for picture in draw_all(found):
         svg = save(picture, out / "figures")
-        print(f"report {results.view.name}: figures/{picture.name}", flush=True)
+        print(f"report {view.name}: figures/{picture.name}", flush=True)
         if picture.section:
             drawn.append(Drawn(picture.name, picture.section, picture.title, picture.caption, svg))
             wide = picture.figure.get_figwidth() > COLUMN
             figures.append((picture.name, picture.caption, wide))
-    others = _others(measured, number)
-    page = render(results, drawn, others, compared, front, told, lost, list(frames))
+    page = render(found, drawn, _others(measured, number))
     (out / "index.html").write_text(page, encoding="utf-8")
-    if first and results.view.setting:
-        paragraph.write(results, out)
-        document = latex.document(results.view, papers, figures)
+    if number == 0 and view.setting:
+        paragraph.write(found.results, out)
+        document = latex.document(view, found.tables, figures)
         (out / "report.tex").write_text(document, encoding="utf-8")
 
 

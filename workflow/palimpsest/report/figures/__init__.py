@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from matplotlib import pyplot as plt
 
+from palimpsest.report.contents import Contents
 from palimpsest.report.figures import (
     comparison,
     curves,
@@ -19,18 +20,12 @@ from palimpsest.report.figures import (
     unlearning,
 )
 from palimpsest.report.figures.style import RC, Picture
-from palimpsest.report.results import Results
-from palimpsest.report.sections.losses import Losses
-from palimpsest.report.sections.refusals import Told
 
 
-def draw_all(results: Results, told: list[Told], lost: list[Losses]) -> Iterator[Picture]:
-    """Yield every figure that the study's experiments allow.
-
-    `told` is what is told of unlearning, `lost` what is forgotten.
-    """
+def draw_all(found: Contents) -> Iterator[Picture]:
+    """Yield every figure that the study's experiments allow."""
     with plt.rc_context(RC):
         for module in (comparison, heatmap, curves, dynamics, probes, similarity, radar, examples):
-            yield from module.draw(results)
-        yield from unlearning.draw(told)
-        yield from losses.draw(results, lost)
+            yield from module.draw(found.results)
+        yield from unlearning.draw(found.told)
+        yield from losses.draw(found.results, found.lost)

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import palimpsest
+from palimpsest.report.contents import Contents
 from palimpsest.report.figures.style import (
     GRID,
     INK,
@@ -29,10 +30,8 @@ from palimpsest.report.page.heat import HEAT, ON_HEAT
 from palimpsest.report.page.pictures import data_uri
 from palimpsest.report.paper import tables
 from palimpsest.report.results import Group, Results
-from palimpsest.report.sections import beside, differences, losses, orders, refusals, similarity
+from palimpsest.report.sections import beside, differences, losses, refusals
 from palimpsest.report.sections.beside import Comparison
-from palimpsest.report.sections.losses import Losses
-from palimpsest.report.sections.refusals import Told
 from palimpsest.report.statistics.aggregates import AGGREGATES
 from palimpsest.report.statistics.bootstrap import LEVEL, RESAMPLES, SEED
 
@@ -81,22 +80,9 @@ class Drawn:
         return Markup(inline_svg(self.svg, self.name))
 
 
-def render(
-    results: Results,
-    drawn: list[Drawn],
-    others: list[tuple[str, str]],
-    compared: list[Comparison],
-    front: list[tables.Table],
-    told: list[Told],
-    lost: list[Losses],
-    files: list[str],
-) -> str:
-    """Return the page's HTML.
-
-    `others` are title and address of the pages of other measures, `compared` what is laid beside
-    published results, `front` the tables that the front page alone has, `told` what is unlearnt,
-    `lost` what is forgotten, `files` the tables for programs that lie beside the page.
-    """
+def render(found: Contents, drawn: list[Drawn], others: list[tuple[str, str]]) -> str:
+    """Return the page's HTML; `others` are title and address of the pages of other measures."""
+    results = found.results
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -105,33 +91,24 @@ def render(
     environment.tests["total"] = lambda row: row[0] in TOTALS
     return environment.get_template("index.html.j2").render(
         view=results.view,
-        findings=refusals.findings(told) or findings(results),
+        findings=refusals.findings(found.told) or findings(results),
         notes=results.notes,
         figures={s: [d for d in drawn if d.section == s] for s in SECTIONS},
-        comparison=tables.comparison_table(results),
-        tasks=[tables.task_table(results), *tables.held_out_tables(results)],
+        tables=found.sections,
         matrices=[
             (group, tables.matrix_table(results, group), cells.squares(group, STEPS))
             for group in (*results.sequential, *results.references)
         ],
         filters=filters.choices(results),
         behind=json.dumps(cells.behind(results), ensure_ascii=False),
-        differences=differences.paper_tables(results),
-        losses=losses.paper_tables(results, lost),
-        losses_said=losses.findings(lost),
+        losses_said=losses.findings(found.lost),
         kinds=losses.KINDS,
         cards=[(group, cards(results, group)) for group in results.sequential],
         aggregates=AGGREGATES,
         others=others,
-        files=files,
-        published=published(results, compared),
-        orders=orders.paper_tables(results),
-        similarity=similarity.paper_tables(results),
-        unlearning=refusals.paper_tables(told),
-        explained=refusals.explained(told),
-        measures=[table for table in front if table[0] == "measures"],
-        costs=[table for table in front if table[0] not in ("measures", "licences")],
-        licences=[table for table in front if table[0] == "licences"],
+        files=list(found.frames),
+        published=published(results, found.compared),
+        explained=refusals.explained(found.told),
         provenance=provenance(results),
         bootstrap={"resamples": RESAMPLES, "level": round(100 * LEVEL), "seed": SEED},
         heat=HEAT,

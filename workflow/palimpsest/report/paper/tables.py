@@ -297,21 +297,10 @@ def _cost_table(name: str, caption: str, columns: dict, rows: list[dict[str, Any
     return name, caption, list(shown), [list(row) for row in zip(*shown.values(), strict=True)]
 
 
-def paper_tables(results: Results) -> list[Table]:
-    """Return the method comparison, the scores by task, and the matrix of each sequence."""
-    matrices = [matrix_table(results, group) for group in results.sequential]
-    tasks = [task_table(results), *held_out_tables(results)]
-    return [comparison_table(results), *tasks, *matrices]
-
-
-def front_tables(measured: Sequence[Results]) -> list[Table]:
-    """Return those of the front page alone: the measures if there are several, and the costs."""
-    several = [measure_table(measured)] if len(measured) > 1 else []
-    return [*several, *cost_tables(measured[0])]
-
-
-def measure_table(measured: Sequence[Results]) -> Table:
+def measure_tables(measured: Sequence[Results]) -> list[Table]:
     """Return a column a measure: what CoIN reports of each group, never averaged over measures."""
+    if len(measured) < 2:
+        return []
     rows = []
     for group in measured[0].sequential or measured[0].groups:
         for name in ("average_accuracy", "mean_average_accuracy", "bwt_coin"):
@@ -325,7 +314,7 @@ def measure_table(measured: Sequence[Results]) -> Table:
         "measure; two of them are different questions, so their numbers are neither averaged nor "
         "subtracted"
     )
-    return "measures", caption, ["", *[one.view.measure.title for one in measured]], rows
+    return [("measures", caption, ["", *[one.view.measure.title for one in measured]], rows)]
 
 
 def _reach(groups: Sequence[Group]) -> str:
