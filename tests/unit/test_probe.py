@@ -15,7 +15,7 @@ from workspace import change, entered, forget, handed_on, palimpsest, stage_of, 
 
 RESULTS = Path("results")
 TASKS = "choice/reading"
-PROBES = ("--probes", "2", "--sample", "6")
+PROBES = ("--probes", "2", "--sample", "6", "--split", "train")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_scores_are_those_of_the_model_as_it_is(asked):
     """The probe after the last step says what the stage's model says."""
     stage, *_ = asked
     steps = lines(stage)
-    ask = probe(stage, RESULTS, Probes(every=1, sample=6))
+    ask = probe(stage, RESULTS, Probes(every=1, sample=6), "train")
     assert ask(load_stage(stage, RESULTS), 1) == pytest.approx(steps[-1]["probes"])
 
 
@@ -76,7 +76,7 @@ def test_a_method_with_a_router_is_not_asked(root):
     adapter = {"adapter": {"name": "projector"}, "router": router}
     write(root, "methods/routed", {"extends": "lora", **adapter})
     forget()
-    assert probe(stage_of("choice", "routed"), RESULTS, Probes(every=1, sample=2)) is None
+    assert probe(stage_of("choice", "routed"), RESULTS, Probes(every=1, sample=2), "test") is None
 
 
 def test_a_model_in_pieces_cannot_answer(root):

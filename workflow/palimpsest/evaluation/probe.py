@@ -14,15 +14,14 @@ from palimpsest.models.lmm import LMM
 from palimpsest.study import history, manner_of, method_of, scorer
 from palimpsest.tasks import Examples
 
-SPLIT = "test"  # as of the cells
 Probe = Callable[[LMM, int], dict[str, float]]
 
 
-def probe(stage: Stage, results: Path, probes: Probes) -> Probe | None:
+def probe(stage: Stage, results: Path, probes: Probes, split: str) -> Probe | None:
     """Return what asks a model that is being trained, after some steps; None if nothing can.
 
     Every `probes.every` steps it gives the score in percent of each task that is known before the
-    stage or learnt by it, over `probes.sample` examples; {} after other steps. The model is left as
+    stage or learnt by it, over `probes.sample` examples of the split; {} after other steps. The model is left as
     it was, and no random number is drawn: training goes on as if nothing had been asked. A method
     with a router cannot be asked, as its router is settled when a stage ends; a stage that learns
     several tasks at once, as joint tuning does, has nothing to lose, and is not asked.
@@ -31,7 +30,7 @@ def probe(stage: Stage, results: Path, probes: Probes) -> Probe | None:
         return None
     asked, by_example = {}, {}
     for task in (*chain(*history(stage)), *stage.lineage.last):
-        asked[task] = Examples(results, stage.benchmark, [task], SPLIT, probes.sample)
+        asked[task] = Examples(results, stage.benchmark, [task], split, probes.sample)
         by = scorer(stage.model, task, METRIC)
         by_example[task] = [score for _, score in scorers(asked[task].parts[0], by)]
 
