@@ -1,7 +1,7 @@
 # `make` alone lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format envs
+.PHONY: help setup demo test chaos bench bench-gpu lint format envs
 
 # The rules look for palimpsest on the path.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -14,7 +14,7 @@ EVENTS := 100
 SEED := 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## make .venv with the pinned packages (once; a few minutes)
 
@@ -31,6 +31,12 @@ test: setup  ## run all tests; those on a Slurm cluster need root, and tests/slu
 
 chaos: setup  ## torment a study on a Slurm cluster of its own: EVENTS=100 SEED=1
 	@OMP_NUM_THREADS=1 python tests/slurm/chaos.py --events $(EVENTS) --seed $(SEED)
+
+bench: setup  ## measure against what the field does, side by side, on this machine's CPU
+	@OMP_NUM_THREADS=1 python benchmarks/bench.py
+
+bench-gpu: setup  ## the same for one GPU: random 7B weights, nothing is downloaded
+	@python benchmarks/bench.py gpu
 
 lint: setup  ## check code and workflow for mistakes and form
 	ruff check .
