@@ -52,7 +52,9 @@ except ValueError as error:
 
 EVALUATION = STUDY.study.evaluation
 PROBES = (
-    f"--probes {probes.every} --sample {probes.sample}" if (probes := STUDY.study.probes) else ""
+    f"--probes {probes.every} --sample {probes.sample} --split {EVALUATION.split}"
+    if (probes := STUDY.study.probes)
+    else ""
 )
 BY_RULE = [name for name in STUDY.study.measures if name in RULES]
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]

@@ -265,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     pretraining.add_argument("--seed", type=int, default=0)
     pretraining.add_argument("--minutes", type=float, help="stop after this time")
     command(embed, "model").add_argument("tasks", nargs="+", help=ARGUMENTS["task"]["help"])
-    command(train, "stage", "--probes", "--sample")
+    command(train, "stage", "--probes", "--sample", "--split")
     command(evaluate, "stage", "--tasks", "--split", "--sample", "--generation", "--batch")
     command(score, "stage", "--tasks", "--split", "--sample", "--generation", "--measures")
     command(judge, "stage", "--judge", "--tasks", "--split", "--sample", "--generation", "--sbatch")
@@ -327,7 +327,8 @@ def _probe(args: argparse.Namespace) -> Callable | None:
     with quickly():
         from palimpsest.evaluation.probe import probe
 
-    return probe(args.stage, RESULTS, Probes(every=args.probes, sample=args.sample))
+    probes = Probes(every=args.probes, sample=args.sample)
+    return probe(args.stage, RESULTS, probes, args.split)
 
 
 def _evaluation(args: argparse.Namespace) -> Evaluation:
