@@ -27,7 +27,7 @@ def complaints(document: Path) -> list[str]:
         return text
 
     if not shutil.which("pdflatex"):
-        pytest.skip("tests/install-latex.sh installs LaTeX")
+        pytest.skip("tests/install.sh installs LaTeX")
     name = document.stem
     pdflatex = ("pdflatex", "-interaction=nonstopmode", "-halt-on-error", name)
     run(*pdflatex)

@@ -28,7 +28,7 @@ FLAGS = [
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 PAPER = {"light": "rgb(253, 253, 252)", "dark": "rgb(17, 22, 28)"}
 EVIL = "</script><script>alert(1)</script><!-- & \u2028"
-in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: tests/install-chromium.sh")
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: tests/install.sh")
 
 
 @pytest.fixture(scope="module")
