@@ -171,7 +171,8 @@ def title_panel(axis, task: TaskView) -> None:
     axis.set_title(task.title, loc="left", pad=3)
     if task.held_out:
         place = {"xycoords": "axes fraction", "ha": "right", "va": "bottom"}
-        axis.annotate("held out", (0.98, 0.05), fontsize=6, color=MUTED, **place)
+        plate = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # also over bars
+        axis.annotate("held out", (0.98, 0.05), fontsize=6, color=MUTED, bbox=plate, **place)
 
 
 def ceiling(*values) -> float:
