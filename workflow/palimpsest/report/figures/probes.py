@@ -18,7 +18,7 @@ from palimpsest.report.results import Group, Results
 from palimpsest.report.sections.probes import probed
 
 CAPTION = (
-    "Inside the stages: the score of each task known by then, over a few test questions that the "
+    "Inside the stages: the score of each task known by then, over a few questions that the "
     "first seed was asked while it was trained. A vertical line is the end of a stage. With so few "
     "questions only large changes mean something."
 )
@@ -54,12 +54,12 @@ def _draw(results: Results, group: Group, rows: list[dict]):
         look = Look.of(k)
         axis.plot(
             at, [row["value"] for row in own], color=look.color, ls=look.dashes,
-            marker=look.marker, ms=2.6, lw=1.1,
+            marker=look.marker, ms=2.6, lw=1.1, clip_on=False,
         )  # fmt: skip
     num_stages = len(group.view.rows) - 1
     for stage in range(1, num_stages + 1):
         axis.axvline(stage, color=MUTED, lw=0.5, zorder=1)
-    axis.set_xlim(0, num_stages + 0.02)
+    axis.set_xlim(0, num_stages)
     axis.set_xticks(range(1, num_stages + 1))
     axis.set_ylim(-3, 103)
     axis.set_xlabel("after stage")

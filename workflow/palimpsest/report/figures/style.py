@@ -140,9 +140,11 @@ def legend_above(figure, handles: list) -> None:
 
 
 def legend_columns(handles: list, width: float) -> int:
-    """Return how many columns of a legend fit beside each other in so many inches."""
+    """Return in how many columns, of equal length, a legend fits into so many inches."""
     longest = max(len(line) for handle in handles for line in handle.get_label().split("\n"))
-    return min(len(handles), max(1, int(width / (0.42 + 0.047 * longest))))
+    most = max(1, int(width / (0.42 + 0.047 * longest)))
+    num_rows = -(-len(handles) // most)
+    return -(-len(handles) // num_rows)
 
 
 def legend_height(handles: list, width: float) -> float:
