@@ -18,6 +18,7 @@ from palimpsest.evaluation.generate import SCHEMA, answer, evaluate, load_stage
 from palimpsest.evaluation.score import score_cell
 from palimpsest.files import read_json
 from palimpsest.models import checkpoint
+from palimpsest.models.families import llava
 from palimpsest.study import Manner, scorer, stage_fingerprint
 from palimpsest.tasks import Examples, open_task
 from workspace import TASKS, change, entered, stage_of, train
@@ -76,6 +77,54 @@ def test_answers_do_not_depend_on_the_batch_or_the_order(lmm):
     assert backwards == reference[::-1]
 
 
+def about_the_same_pictures():
+    """Five questions about each of four pictures, in turn, and others of their own or none."""
+    found = questions()
+    shown = [e.image for e in found if e.image is not None][:4]
+    same = [replace(e, image=shown[n % 4]) for n, e in enumerate(found[::3])]
+    assert [sum(e.image == image for e in same) for image in shown] == [5] * 4
+    apart = [e for n, e in enumerate(found) if n % 3 == 1 and e.image not in shown]
+    return [*same, *apart]
+
+
+def test_answers_about_one_picture_are_those_of_each_alone(lmm, monkeypatch):
+    asked, decoded = about_the_same_pictures(), []
+    reference, alone = answer(lmm, Asked(asked), SHORT, batch=1)
+    assert len({row["prediction"] for row in reference}) > 3
+    assert alone["prefix_tokens_saved"] == 0
+    opened = llava.opened
+    monkeypatch.setattr(llava, "opened", lambda image: decoded.append(image) or opened(image))
+    images = {e.image for e in asked} - {None}
+    for batch in (7, 64):
+        decoded.clear()
+        rows, counters = answer(lmm, Asked(asked), SHORT, batch)
+        assert rows == reference
+        assert counters["prompt_tokens"] == alone["prompt_tokens"]
+        assert counters["prefix_tokens_saved"] > 0
+        assert {*decoded} == images
+        assert len(decoded) == len(images)
+    # All questions are in one batch: <s>, USER: and a picture are computed once for five of them.
+    assert counters["pictures_decoded"] == len(images)
+    assert counters["prefix_tokens_saved"] >= (20 - 4) * (2 + lmm.image_length)
+    backwards, _ = answer(lmm, Asked(asked[::-1]), SHORT, 64)
+    assert backwards == reference[::-1]
+
+
+def test_a_router_sees_every_question(lmm):
+    """Experts may differ by question, so that pictures are looked at for each."""
+
+    class Sends:
+        def send(self, examples, prompts):
+            assert len(examples) == len(prompts)
+            return [example.id for example in examples]
+
+    asked = about_the_same_pictures()
+    reference, _ = answer(lmm, Asked(asked), SHORT, 64)
+    rows, counters = answer(lmm, Asked(asked), SHORT, 64, Sends())
+    assert counters["prefix_tokens_saved"] == 0
+    assert rows == [row | {"expert": row["id"]} for row in reference]
+
+
 def test_answers_look_at_the_picture_that_belongs_to_the_question(root):
     """One question about many pictures: with the pictures, the answers change places."""
     base = load_stage(stage_of("base"), RESULTS)
@@ -96,7 +145,7 @@ def test_answers_look_at_the_picture_that_belongs_to_the_question(root):
 class Scripted:
     """A model that answers with tokens that are written down; 2 ends, 0 pads."""
 
-    end_id, pad_id = 2, 0
+    end_id, pad_id, picture_id = 2, 0, None
 
     def __init__(self, rows):
         self.rows, self.module = rows, self
@@ -152,6 +201,7 @@ def test_the_cost_is_counted():
         batch = [len(e.turns[0].question) for e in by_length[start : start + 16]]
         padded += sum(max(batch) - length for length in batch)
     assert counters["padded_tokens"] == padded
+    assert counters["prefix_tokens_saved"] == 0
     assert padded < 0.4 * sum(max(lengths) - length for length in lengths)
     assert counters["seconds"] >= 0
 
@@ -186,6 +236,7 @@ def test_a_stage_is_evaluated_and_scored(root, lineage, method, monkeypatch):
         about = json.loads(table.schema.metadata[b"palimpsest"])
         assert about["stage_fingerprint"] == stage_fingerprint(stage)
         assert (about["evaluation"], about["questions"]) == ("test", 20)
+        assert about["model_loads"] == (task == "reading")  # counted once for both cells
         assert table["id"].to_pylist() == open_task(RESULTS, task, "test").ids
         assert max(table["num_tokens"].to_pylist()) <= load(Task, task).max_new_tokens
         examples = open_task(RESULTS, task, "test")

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from palimpsest.config import Evaluation, Model, load
 from palimpsest.data.example import Example
+from palimpsest.evaluation import prefix
 from palimpsest.evaluation.score import METADATA
 from palimpsest.files import whole_file
 from palimpsest.lineage import Stage
 from palimpsest.methods import router
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
-from palimpsest.models.lmm import LMM
+from palimpsest.models.lmm import LMM, Encoded
 from palimpsest.models.routing import ROUTER, Routing
 from palimpsest.provenance import commit
 from palimpsest.study import Manner, check_record, history, manner_of, method_of, stage_fingerprint
@@ -56,6 +57,7 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
         examples.verify()
         manner = manner_of(stage.model, task, evaluation.generation)
         rows, counters = answer(lmm, examples, manner, evaluation.batch, routing)
+        counters["model_loads"] = int(task == tasks[0])  # one for all cells of this job
         about = {
             "stage_fingerprint": stage_fingerprint(stage),
             "evaluation": evaluation.name,
@@ -69,7 +71,8 @@ def evaluate(stage: Stage, tasks: Sequence[str], results: Path, evaluation: Eval
         print(
             f"{stage} on {task}: {counters['questions']} questions, "
             f"{counters['questions'] / counters['seconds']:.0f} a second, "
-            f"{counters['padded_tokens'] / counters['prompt_tokens']:.0%} padding"
+            f"{counters['padded_tokens'] / counters['prompt_tokens']:.0%} padding, "
+            f"{counters['prefix_tokens_saved'] / counters['prompt_tokens']:.0%} shared"
             f"{_retrieved(rows, task, routing)}",
             flush=True,
         )
@@ -107,13 +110,14 @@ def answer(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Answer questions greedily, prompts of similar length together; rows in the given order.
 
-    The counters say what it cost: questions, pictures decoded, prompt tokens, padding, seconds.
-    The model keeps the manner until it is given another.
+    Questions about one picture come together, and what their prompts begin with is computed once,
+    if the model can do so and no router sends them to different experts. The counters say what it
+    cost: questions, pictures decoded, tokens of the prompts, of these those that were not computed
+    again, tokens of padding, seconds. The model keeps the manner until it is given another.
     """
     begun = time.monotonic()
     lmm.config = lmm.config.model_copy(update=manner.of_model)
-    lengths = examples.characters()
-    order = sorted(range(len(examples)), key=lambda i: -lengths[i])  # the longest show it fits
+    order = _order(lmm, examples)
     rows: dict[int, dict[str, Any]] = {}
     counters = Counter(questions=len(order))
     with tqdm(total=len(order), desc=manner.task, unit="question", disable=None) as bar:
@@ -121,22 +125,39 @@ def answer(
             asked = {i: examples[i] for i in order[start : start + batch]}
             prompts = [lmm.encode_prompt(example) for example in asked.values()]
             sent = routing.send([*asked.values()], prompts) if routing else [None] * len(asked)
-            inputs = lmm.collate(prompts, "left")
-            answers = _generate(lmm, inputs, manner.max_new_tokens)
+            cut = None if routing else prefix.cut(prompts, lmm.picture_id)
+            answers = _generate(lmm, prompts, cut, manner.max_new_tokens)
             for (i, example), tokens, expert in zip(asked.items(), answers, sent, strict=True):
                 rows[i] = _row(lmm, example, tokens, manner) | {"expert": expert}
-            counters["pictures_decoded"] += sum(bool(p.pictures) for p in prompts)
-            counters["prompt_tokens"] += int(inputs["attention_mask"].sum())
-            counters["padded_tokens"] += int((inputs["attention_mask"] == 0).sum())
+            counters.update(_cost(prompts, cut))
             bar.update(len(asked))
     counters["seconds"] = round(time.monotonic() - begun, 2)
     return [rows[i] for i in range(len(order))], dict(counters)
 
 
-def _generate(lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[list[int]]:
+def _order(lmm: LMM, examples: Examples) -> list[int]:
+    """Return the order of questions: the longest first, as they show whether a batch fits.
+
+    Where the model can share a picture, its questions follow the longest about it.
+    """
+    lengths = examples.characters()
+    first = list(range(len(examples)))  # of the questions about the same picture
+    if lmm.picture_id is not None:
+        numbers: dict[int, int] = {}
+        for i in range(len(examples)):
+            if (image := examples[i].image) is not None:
+                first[i] = numbers.setdefault(hash(image), i)
+    longest = Counter()
+    for i, length in enumerate(lengths):
+        longest[first[i]] = max(longest[first[i]], length)
+    return sorted(range(len(examples)), key=lambda i: (-longest[first[i]], first[i], -lengths[i]))
+
+
+def _generate(
+    lmm: LMM, prompts: list[Encoded], cut: prefix.Cut | None, max_new_tokens: int
+) -> list[list[int]]:
     """Return the new tokens of each row, its end token included where it has one."""
-    device = lmm.module.device
-    inputs = {name: t.to(device) for name, t in inputs.items() if name != "labels"}
+    inputs = prefix.begun(lmm, cut) if cut else prefix.on_device(lmm, prompts, "left")
     tokens_BL = lmm.module.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
@@ -146,6 +167,19 @@ def _generate(lmm: LMM, inputs: dict[str, torch.Tensor], max_new_tokens: int) ->
     )
     new = tokens_BL[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(lmm.end_id) + 1] if lmm.end_id in row else row for row in new]
+
+
+def _cost(prompts: list[Encoded], cut: prefix.Cut | None) -> dict[str, int]:
+    """Count what a batch of prompts takes, whole or cut."""
+    parts = [cut.heads, cut.tails] if cut else [prompts]
+    lengths = [[len(encoded.input_ids) for encoded in part] for part in parts]
+    prompt_tokens = sum(len(prompt.input_ids) for prompt in prompts)
+    return {
+        "pictures_decoded": len({id(prompt.pictures) for prompt in prompts if prompt.pictures}),
+        "prompt_tokens": prompt_tokens,
+        "prefix_tokens_saved": prompt_tokens - sum(map(sum, lengths)),
+        "padded_tokens": sum(max(part) * len(part) - sum(part) for part in lengths),
+    }
 
 
 def _row(lmm: LMM, example: Example, tokens: list[int], manner: Manner) -> dict[str, Any]:

@@ -21,10 +21,11 @@ def probe(stage: Stage, results: Path, probes: Probes, split: str) -> Probe | No
     """Return what asks a model that is being trained, after some steps; None if nothing can.
 
     Every `probes.every` steps it gives the score in percent of each task that is known before the
-    stage or learnt by it, over `probes.sample` examples of the split; {} after other steps. The model is left as
-    it was, and no random number is drawn: training goes on as if nothing had been asked. A method
-    with a router cannot be asked, as its router is settled when a stage ends; a stage that learns
-    several tasks at once, as joint tuning does, has nothing to lose, and is not asked.
+    stage or learnt by it, over `probes.sample` examples of the split; {} after other steps. The
+    model is left as it was, and no random number is drawn: training goes on as if nothing had been
+    asked. A method with a router cannot be asked, as its router is settled when a stage ends; a
+    stage that learns several tasks at once, as joint tuning does, has nothing to lose, and is not
+    asked.
     """
     if method_of(stage).router is not None or len(stage.lineage.last) > 1:
         return None

@@ -50,6 +50,11 @@ class LMM(ABC):
     pad_id: int
     end_id: int
     image_length: int  # tokens of one picture; of a usual one where that depends on the picture
+    # The token in a picture's places, if what the model makes of a prompt up to there depends on
+    # nothing behind it, so that several questions about the picture can share it. Prompts are then
+    # ids and pictures alone, and those about one picture that are encoded in turn have the same
+    # tensors of it.
+    picture_id: int | None = None
 
     @abstractmethod
     def encode(self, example: Example) -> Encoded:

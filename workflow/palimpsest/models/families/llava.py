@@ -101,8 +101,10 @@ class Llava(Conversing):
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.pad_id, self.end_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         # Every picture takes the same number of tokens; the text names them one by one.
-        self.image_token = tokenizer.convert_ids_to_tokens(module.config.image_token_id)
+        self.picture_id = module.config.image_token_id
+        self.image_token = tokenizer.convert_ids_to_tokens(self.picture_id)
         self.image_length = module.config.image_seq_length
+        self._last: tuple[Any, dict[str, torch.Tensor]] = (None, {})
 
     def _read(self, example: Example, text: str) -> Read:
         has_image = example.image is not None
@@ -112,13 +114,19 @@ class Llava(Conversing):
             return_offsets_mapping=True,
         )
         grown = len(self.image_token) * (self.image_length - 1) if has_image else 0
-        pictures = self._pictures(example)
+        pictures = self._pictures(example.image) if has_image else {}
         return Read(tokens["input_ids"], tokens["offset_mapping"], grown, pictures)
 
-    def _pictures(self, example: Example) -> dict[str, torch.Tensor]:
-        if example.image is None:
-            return {}
-        picture = opened(example.image)
+    def _pictures(self, image: bytes) -> dict[str, torch.Tensor]:
+        """Return a picture as the model takes it; the one of the last call is not made anew."""
+        asked, (last, pictures) = (image, self.config.pictures), self._last
+        if asked != last:
+            pictures = self._prepared(image)
+            self._last = (asked, pictures)
+        return pictures
+
+    def _prepared(self, image: bytes) -> dict[str, torch.Tensor]:
+        picture = opened(image)
         if self.config.pictures == "pad":
             picture = padded(picture, self.image_processor.image_mean)
         return dict(self.image_processor(picture, return_tensors="pt", **self._fit()))
