@@ -234,7 +234,36 @@ def test_broken_yaml_is_refused_with_its_place(workplace):
     [(8, 1, 4), (8, 2, 4), (8, 4, 2), (8, 8, 1), (12, 2, 3), (14, 2, 1)],
 )
 def test_micro_batches_reach_the_global_batch_exactly(workplace, batch, ranks, micro):
-    assert load(Model, "tiny").micro_batch_of(batch, ranks) == micro  # the config says 4
+    assert load(Model, "tiny").micro_batches_of(batch, ranks) == [micro]  # the config says 4
+
+
+def test_a_stage_may_choose_its_micro_batch_and_zero_stage(workplace):
+    before = load(Model, "tiny")
+    workplace.change("models/tiny", micro_batch="auto", zero_stage="auto")
+    model = load(Model, "tiny")
+    assert model.micro_batches_of(12, 2) == [6, 3, 2, 1]
+    assert model.left_open == ["micro_batch", "zero_stage"]
+    assert model.fingerprint == before.fingerprint
+    assert not before.left_open
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        (
+            "micro_batch",
+            "automatic",
+            "'automatic': should be a number of examples above 0, or auto",
+        ),
+        ("micro_batch", 0, "0: should be a number of examples above 0, or auto"),
+        ("micro_batch", True, "True: should be a number of examples above 0, or auto"),
+        ("zero_stage", 4, "4. Allowed: 0, 1, 2, 3, auto"),
+    ],
+)
+def test_what_else_than_auto_is_no_number_is_refused(workplace, key, value, complaint):
+    workplace.change("models/tiny", **{key: value})
+    with pytest.raises(ConfigError, match=f"models/tiny.yaml: {key}: found {complaint}"):
+        load(Model, "tiny")
 
 
 def test_a_batch_of_its_own_for_a_task(workplace):

@@ -40,7 +40,6 @@ from palimpsest.models.families.instructblip import assemble
 from palimpsest.models.lmm import IGNORE
 from palimpsest.models.miniatures.instructblip import QUERIES, generate
 from palimpsest.training import memory
-from palimpsest.training.engine import World
 from palimpsest.training.loop import AnswerLoss
 from workspace import LORA
 
@@ -265,8 +264,7 @@ def test_an_answer_depends_on_the_question_and_its_picture_alone(lmm):
     rows = [*ROWS, *looked]
 
     def answers(rows):
-        batch = lmm.collate([lmm.encode_prompt(row) for row in rows], "left")
-        return evaluation._generate(lmm, batch, 6)
+        return evaluation._generate(lmm, [lmm.encode_prompt(row) for row in rows], None, 6)
 
     together = answers(rows)
     assert together == [answers([row])[0] for row in rows]
@@ -360,8 +358,10 @@ def test_adapters_go_on_the_language_model(lmm):
 
 
 def test_the_memory_of_a_stage_is_estimated(lmm):
-    world = World(0, 1, torch.device("cpu"), micro_batch=2, accumulation=1)
-    assert "2 examples x" in memory.estimate(lmm, lmm.config, world, 100)
+    needs = memory.needs(lmm, ROWS, held=0)
+    longest = max(len(lmm.encode(row).input_ids) for row in ROWS)
+    assert needs.tokens == longest
+    assert needs.further > longest * lmm.module.config.get_text_config().hidden_size * 4
 
 
 @pytest.mark.parametrize(

@@ -230,3 +230,13 @@ def test_missing_weights_are_named(lmm, tmp_path):
     config = lmm.config.model_copy(update={"weights": str(tmp_path / "nowhere")})
     with pytest.raises(ValueError, match="nowhere: no model here"):
         models.load(config)
+
+
+def test_a_bf16_model_does_not_wait_for_products_of_fp32():
+    config, usual = load(Model, "demo-llava"), torch.backends.cuda.matmul.allow_tf32
+    try:
+        for precision in ("bf16", "fp32"):
+            models.choose_products(config.model_copy(update={"precision": precision}))
+            assert torch.backends.cuda.matmul.allow_tf32 == (precision == "bf16")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = usual

@@ -79,8 +79,9 @@ def test_a_method_with_a_router_is_not_asked(root):
     assert probe(stage_of("choice", "routed"), RESULTS, Probes(every=1, sample=2), "test") is None
 
 
-def test_a_model_in_pieces_cannot_answer(root):
+@pytest.mark.parametrize("zero_stage", [3, "auto"])
+def test_a_model_in_pieces_cannot_answer(root, zero_stage):
     change(root, "tiny", probes={"every": 2, "sample": 4})
-    change(root, "models/tiny", zero_stage=3)
+    change(root, "models/tiny", zero_stage=zero_stage)
     with pytest.raises(ConfigError, match="probes: a model whose weights are shared out"):
         plan("tiny")

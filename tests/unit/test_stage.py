@@ -29,7 +29,7 @@ RESULTS = Path("results")
 RECORD = {
     "lineage", "fingerprint", "identity", "seed", "samples", "steps", "examples_seen",
     "final_loss", "wall_seconds", "gpu_seconds", "core_seconds", "peak_memory_bytes",
-    "attempts", "ranks", "commit", "versions", "data", "files",
+    "estimated_memory_bytes", "attempts", "ranks", "commit", "versions", "data", "files",
 }  # fmt: skip
 
 

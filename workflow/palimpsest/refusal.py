@@ -67,7 +67,7 @@ def explain(path: Path, kind: type[BaseModel], error: dict[str, Any]) -> str:
         case "missing":
             message = "this key is required"
         case "literal_error":
-            known = re.findall(r"'(.*?)'", error["ctx"]["expected"])
+            known = [one.strip("'") for one in re.split(", | or ", error["ctx"]["expected"])]
             message = f"found {found}{nearest(found, known)} Allowed: {', '.join(known)}"
         case "union_tag_not_found":
             message = "a name is required, which says what part it is"

@@ -106,10 +106,16 @@ class Model(Science):
     text_encoder: TextEncoder | None = None  # if none, the mean of the model's own embeddings
     image_text: Encoder | None = None  # a BLIP-2 of the first stage: words for pictures, of CORE
     precision: Literal["fp32", "bf16"]
-    micro_batch: int = Field(gt=0)  # examples a rank and forward pass
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    # `auto` has a stage choose by its estimate of memory: see training/memory.py.
+    micro_batch: int | Literal["auto"]  # examples a rank and forward pass
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     resources: Resources
     as_published: AsPublished | None = None
+
+    @property
+    def left_open(self) -> list[str]:
+        """The settings that a stage chooses by its estimate of memory."""
+        return [n for n in ("micro_batch", "zero_stage") if getattr(self, n) == "auto"]
 
     @property
     def comparing(self) -> dict[str, Any]:
@@ -143,14 +149,24 @@ class Model(Science):
             one_of(pictures, ("pad", "crop", "squash"), "way to fit pictures")
         return pictures
 
-    def micro_batch_of(self, batch: int, ranks: int) -> int:
+    @field_validator("micro_batch", mode="plain")
+    @classmethod
+    def _micro_batch_is_a_number_or_auto(cls, found: Any) -> int | Literal["auto"]:
+        if found == "auto" or (type(found) is int and found > 0):
+            return found
+        raise ValueError(f"found {found!r}: should be a number of examples above 0, or auto")
+
+    def micro_batches_of(self, batch: int, ranks: int) -> list[int]:
         """Return the examples a rank and forward pass, by which a global batch is reached exactly.
 
-        It is the largest divisor of a rank's share that is no larger than `micro_batch`.
+        It is the largest divisor of a rank's share that is no larger than `micro_batch`; where
+        that is `auto`, there is a choice of all divisors, the largest first.
         ValueError if the ranks cannot share the batch evenly.
         """
         if batch % ranks:
             nearest = max(1, round(batch / ranks)) * ranks
             raise ValueError(f"{batch} cannot be shared by {ranks} ranks; nearest: {nearest}")
         share = batch // ranks
-        return next(n for n in range(min(self.micro_batch, share), 0, -1) if share % n == 0)
+        most = share if self.micro_batch == "auto" else self.micro_batch
+        divisors = [n for n in range(min(most, share), 0, -1) if share % n == 0]
+        return divisors if self.micro_batch == "auto" else divisors[:1]

@@ -130,7 +130,7 @@ def check_seeing(where: Path, model_name: str, model: Model, study: Study) -> No
 
 def check_probed(where: Path, model_name: str, model: Model, study: Study) -> None:
     """ConfigError if a model that is in pieces while it is trained should answer meanwhile."""
-    if study.probes and model.zero_stage == 3:
+    if study.probes and model.zero_stage in (3, "auto"):
         raise ConfigError(
             f"{where}: probes: a model whose weights are shared out cannot answer; remove "
             f"`probes`, or set `zero_stage` in {CONFIG}/models/{model_name}.yaml below 3"
@@ -144,7 +144,7 @@ def check_batches(
     for step in (tasks, *((task,) for task in tasks)):
         try:
             batch = method.of(model_name, step).training.batch
-            model.micro_batch_of(batch, model.resources.world_size)
+            model.micro_batches_of(batch, model.resources.world_size)
         except ValueError as error:
             raise ConfigError(
                 f"{CONFIG}/methods/{method_name}.yaml: training.batch: {error} "

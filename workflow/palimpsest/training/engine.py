@@ -20,6 +20,7 @@ from torch import nn
 from palimpsest.config import Method, Model
 
 Engine = deepspeed.DeepSpeedEngine
+BUCKET = 5 * 10**8  # the largest of DeepSpeed's buckets for gradients, by its own default
 
 # DeepSpeed calls collectives by their old names, and torch says so at each call.
 warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
@@ -39,6 +40,8 @@ class World:
 def join(model: Model, batch: int) -> World:
     """Join the job's ranks; a process that `launch` did not start is a world of its own.
 
+    Where `micro_batch` is `auto`, it is the largest until a stage knows what fits.
+
     Errors: ValueError if micro-batch x ranks x accumulation cannot give the global batch.
     """
     on_gpu = torch.cuda.is_available()
@@ -53,7 +56,7 @@ def join(model: Model, batch: int) -> World:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
-    micro = model.micro_batch_of(batch, size)
+    micro = model.micro_batches_of(batch, size)[0]
     return World(rank, size, torch.device(device), micro, batch // (micro * size))
 
 
@@ -72,7 +75,7 @@ def start(
         "train_micro_batch_size_per_gpu": world.micro_batch,
         "gradient_accumulation_steps": world.accumulation,
         "gradient_clipping": training.gradient_clip,
-        "zero_optimization": {"stage": model.zero_stage},
+        "zero_optimization": {"stage": model.zero_stage, "reduce_bucket_size": _bucket(module)},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -84,6 +87,11 @@ def start(
         dist_init_required=False,
     )
     return engine
+
+
+def _bucket(module: nn.Module) -> int:
+    """Return how many gradients ZeRO shares out at a time: not room for 2 GB where few are."""
+    return min(BUCKET, sum(p.numel() for p in module.parameters() if p.requires_grad))
 
 
 def _trained(module: nn.Module, model: Model, projector_rate: float | None) -> list:

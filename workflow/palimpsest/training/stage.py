@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import shutil
 import signal
 import time
@@ -21,6 +22,7 @@ from palimpsest.files import sha256, whole_directory, write_json
 from palimpsest.launch import REQUEUE
 from palimpsest.lineage import Stage
 from palimpsest.methods.adapter import Adapter
+from palimpsest.methods.regulariser import Regulariser
 from palimpsest.models import checkpoint
 from palimpsest.models import load as load_model
 from palimpsest.models.lmm import IGNORE, LMM, Encoded
@@ -37,6 +39,7 @@ from palimpsest.training.resume import Resume
 MARGIN = 0.1  # share of the time left that is kept for the last checkpoint,
 MOST_MARGIN = 600.0  # but no more than this many seconds
 FINAL = 20  # steps over which the final loss is averaged
+LONGEST = 16  # examples, by characters, of which the longest by tokens is looked for
 BUFFER = "rehearsal.arrow"
 METRICS = "metrics.jsonl"
 RECORD = "stage.json"
@@ -97,13 +100,13 @@ class _StageRun:
         """Take the phases and steps that are left; return the exit code."""
         self.lmm.module.to(self.world.device)
         phases = Phases(self.stage, self.results, self.method, self.lmm, self.world, self.resume)
+        self.estimate = self._estimate(phases.protector)
+        self._say(f"memory of a rank, estimated: {self.estimate}")
         self.beside = phases.before(self.curriculum.pool, sharded=self.model.zero_stage == 3)
         self.shares_looking = self.model.zero_stage == 3 or any(
             p.requires_grad and name.startswith(f"{self.model.projector}.")
             for name, p in self.lmm.module.named_parameters()
         )
-        longest, protector = max(self.lengths), phases.protector
-        self._say(memory.estimate(self.lmm, self.model, self.world, longest, protector))
         if not self._learn(phases, stopped):
             zero.leave()
             return REQUEUE
@@ -116,6 +119,26 @@ class _StageRun:
             self.resume.clear()
         zero.leave()
         return 0
+
+    def _estimate(self, protector: Regulariser | None) -> memory.Estimate:
+        """Return what memory this stage will take, and choose by it what its config leaves open.
+
+        The choice is kept beside the checkpoints: an attempt goes on as the first began.
+        """
+        longest = heapq.nlargest(LONGEST, range(len(self.lengths)), self.lengths.__getitem__)
+        held = protector.bytes_held if protector else 0
+        needs = memory.needs(self.lmm, [self.curriculum[i] for i in longest], held)
+        batch, world = self.method.training.batch, self.world
+        if self.model.left_open:
+            kept = self.resume.once(
+                "sharing", lambda: memory.choose(needs, self.model, batch, world)
+            )
+            chosen = {name: int(kept[name]) for name in self.model.left_open}
+            self.model = self.model.model_copy(update=chosen)
+            micro = self.model.micro_batches_of(batch, world.size)[0]
+            accumulation = batch // (micro * world.size)
+            self.world = replace(world, micro_batch=micro, accumulation=accumulation)
+        return needs.of(self.world.micro_batch, self.model.zero_stage, world.size)
 
     def _learn(self, phases: Phases, stopped: Callable[[], str | None]) -> bool:
         """Take the steps that are left; return whether it was not stopped before the end."""
@@ -292,6 +315,7 @@ class _StageRun:
                 "gpu_seconds": round(self._seconds() * resources.nodes * resources.gpus, 1),
                 "core_seconds": round(self._seconds() * resources.nodes * resources.cores, 1),
                 "peak_memory_bytes": peak_memory(),
+                "estimated_memory_bytes": self.estimate.total,
                 "attempts": self.attempts.finished(),
                 "ranks": self.world.size,
                 "commit": commit(),

@@ -1,0 +1,160 @@
+"""The memory that a stage says it will take, against what it took.
+
+Each stage is trained in a process of its own. Measured is the most memory that the process held
+(VmHWM of Linux), and both numbers are less what it held before the model was loaded: interpreter
+and libraries would flatter the estimate. The shapes are those in which one term after another
+weighs most. What this does not say: how well it holds on a GPU, which `make bench-gpu` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import chdir, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import HERE, Claim
+
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+RESULTS = Path("results")
+STEPS = 3  # Adam's moments are there from the second on
+WITHIN = 20  # percent
+SIDE = 64  # pixels of a picture
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A stage to be trained: what about a LLaVA is large, and the method."""
+
+    micro_batch: int
+    method: str = "lora"
+    patch: int = 16  # pixels
+    text: dict[str, int] = field(default_factory=dict)  # of its LlamaConfig; {}: the demo model
+
+    @property
+    def model(self) -> str:
+        """The directory of its weights in a workspace."""
+        return f"weights/{'-'.join(map(str, (self.patch, *self.text.values())))}"
+
+
+WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
+SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
+SHAPES = {
+    "demo model, LoRA": Shape(32),
+    "demo model, MoELoRA": Shape(32, "moelora"),
+    "wide, LoRA": Shape(16, text=WIDE),
+    "wide, all trained": Shape(2, "subset", text=WIDE),
+    "256 picture tokens, MoELoRA": Shape(8, "moelora", patch=4, text=SMALL),
+    "32,000 words, LoRA": Shape(32, text=SMALL | {"vocab_size": 32_000}),
+}
+
+
+def claims() -> list[Claim]:
+    """Compare estimate and peak for each shape."""
+    made = []
+    with tempfile.TemporaryDirectory() as place:
+        _prepare(Path(place))
+        for name in SHAPES:
+            command = [sys.executable, __file__, place, name]
+            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            made.append(_claim(name, json.loads(ran.stdout)))
+            print(f"  {name}: {made[-1].value:.1f} %, {made[-1].beside}", file=sys.stderr)
+    return made
+
+
+def _claim(name: str, found: dict[str, int]) -> Claim:
+    before = found["before"]
+    estimate, peak = found["estimate"] - before, found["peak"] - before
+    error = 100 * abs(estimate - peak) / peak
+    told = (
+        f"estimated {estimate / 2**20:.0f} MiB, measured {peak / 2**20:.0f} MiB, besides "
+        f"{before / 2**20:.0f} MiB of libraries"
+    )
+    return Claim(f"estimate of {name}: off by", error, error, error, "%", f"≤ {WITHIN}", told)
+
+
+def _prepare(root: Path) -> None:
+    """Make a workspace with the weights of all shapes, a model and a task for each."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    import random_llava
+    from workspace import LORA, MODEL, MOELORA, change, convert, make_workspace, write
+
+    with chdir(root):
+        make_workspace(root)
+        convert("choice")
+        change(root, "methods/lora", adapter=LORA["adapter"] | {"rank": 16})
+        change(root, "methods/lora", training__epochs=None, training__steps=STEPS)
+        change(root, "methods/moelora", adapter=MOELORA | {"rank": 16, "experts": 8})
+        write(
+            root,
+            "methods/subset",
+            {"extends": "lora", "title": "All", "adapter": {"name": "subset"}},
+        )
+        change(
+            root,
+            "models/tiny",
+            adapter_targets=TARGETS,
+            max_length=512,
+            trainable=r"model\.language_model",
+        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL["weights"])
+        pieces = (tokenizer, random_llava.image_processor(SIDE))
+        for shape in SHAPES.values():
+            if not shape.text or Path(shape.model).exists():
+                continue
+            vision = {
+                "image_size": SIDE,
+                "patch_size": shape.patch,
+                "hidden_size": 128,
+                "intermediate_size": 384,
+                "num_hidden_layers": 4,
+                "num_attention_heads": HEADS,
+            }
+            config = random_llava.config(
+                tokenizer, vision, {"num_attention_heads": HEADS, **shape.text}
+            )
+            module = random_llava.build(config, "cpu", torch.float32)
+            for piece in (module, *pieces):
+                piece.save_pretrained(shape.model)
+
+
+def measure(shape: Shape) -> dict[str, int]:
+    """Train a stage in this process and directory; return estimate, peak, and what was before."""
+    from palimpsest.attempts import Attempts
+    from palimpsest.files import read_json
+    from palimpsest.training import memory
+    from palimpsest.training import stage as stages
+    from workspace import change, stage_of
+
+    weights = shape.model if shape.text else str(HERE.parent / "workflow/weights/demo-llava")
+    change(Path(), "models/tiny", weights=weights, micro_batch=shape.micro_batch)
+    change(Path(), "methods/lora", training__batch=shape.micro_batch)
+    before = []
+
+    def load(model: Any) -> Any:
+        before.append(memory.resident())
+        return load_model(model)
+
+    load_model, stages.load_model = stages.load_model, load
+    stage = stage_of("choice", shape.method)
+    shutil.rmtree(RESULTS / "stages", ignore_errors=True)  # of another shape
+    Attempts(stage.resume(RESULTS)).begin()  # as launch.run_stage does
+    stages.train(stage, RESULTS)
+    record = read_json(stage.directory(RESULTS) / stages.RECORD)
+    rows = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
+    peak = int(rows["VmHWM"].split()[0]) * 1024
+    return {"before": before[0], "peak": peak, "estimate": record["estimated_memory_bytes"]}
+
+
+if __name__ == "__main__":
+    with chdir(sys.argv[1]), redirect_stdout(sys.stderr):
+        found = measure(SHAPES[sys.argv[2]])
+    print(json.dumps(found))
