@@ -7,12 +7,14 @@ rule convert:
     log:
         "results/logs/data/{task}/convert.log",
     priority: 100  # short, and everything waits for it
+    # The demo's pictures are drawn on one core.
+    threads: lambda wildcards: 1 if load(Task, wildcards.task).reader == "rendered" else 8
     params:
         task=lambda wildcards: load(Task, wildcards.task).fingerprint,
     message:
         "convert {wildcards.task}"
     shell:
-        "palimpsest convert {wildcards.task} > {log} 2>&1"
+        "palimpsest convert {wildcards.task} --threads {threads} > {log} 2>&1"
 
 
 # What the most frequent answer scores: the line below which nothing was learnt.

@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import sys
+import threading
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from palimpsest.config import modules
+from palimpsest.data import convert as converting
+from palimpsest.data import shards
 from palimpsest.data.convert import convert, fault
 from palimpsest.data.example import Example, Rejected, Turn
 from palimpsest.data.shards import Shards, read_manifest, verify
@@ -43,7 +46,7 @@ def publisher(monkeypatch):
     return splits
 
 
-def run(tmp_path, most_rejected=0.75):
+def run(tmp_path, most_rejected=0.75, threads=1):
     return convert(
         "signs",
         reader="publisher",
@@ -53,6 +56,7 @@ def run(tmp_path, most_rejected=0.75):
         most_rejected=most_rejected,
         out=tmp_path / "data" / "signs",
         root=tmp_path,
+        threads=threads,
     )
 
 
@@ -70,9 +74,78 @@ def test_a_dataset_is_converted(tmp_path, publisher, capsys):
     expected = [replace(e, turns=(Turn(f"Which {int(e.id)}?\nOne letter.", "A"),))
                 for e in publisher["train"]]  # fmt: skip
     assert list(Shards(dataset, "train")) == expected
-    assert capsys.readouterr().out == (
-        "signs train: 5 examples, 0 rejected\nsigns test: 30 examples, 0 rejected\n"
+    rate = r", \d+ records/s, 0 s\n"
+    assert re.fullmatch(
+        f"signs train: 5 examples, 0 rejected{rate}signs test: 30 examples, 0 rejected{rate}",
+        capsys.readouterr().out,
     )
+
+
+def test_a_log_has_a_line_a_minute(tmp_path, publisher, capsys, monkeypatch):
+    monkeypatch.setattr(converting, "LINE_EVERY", 0.0)
+    publisher["train"].insert(2, Rejected("signs.json", 3, "no answer"))
+    run(tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if "train" in line]
+    assert [line.split(", ")[:2] for line in told[:4]] == [
+        ["signs train: 1 examples", "0 rejected"],
+        ["signs train: 2 examples", "0 rejected"],
+        ["signs train: 2 examples", "1 rejected"],
+        ["signs train: 3 examples", "1 rejected"],
+    ]
+
+
+def test_what_is_written_does_not_depend_on_the_threads(tmp_path, publisher, monkeypatch):
+    publisher["train"] = [good(n) for n in range(50)]
+    publisher["train"][3] = replace(good(3), image=png()[:40])
+    publisher["train"][33] = Rejected("signs.json", 33, "no answer")
+    publisher["train"][44] = good(1)
+    manifest = run(tmp_path / "one")
+
+    overtaken = threading.Event()
+
+    def fault_of(example):
+        if example.id == "040":
+            overtaken.set()
+        if example.id == "000":
+            assert overtaken.wait(timeout=60)  # the first are ready last
+        return fault(example)
+
+    monkeypatch.setattr(converting, "fault", fault_of)
+    assert run(tmp_path / "three", threads=3) == manifest
+    for path in (first := tmp_path / "one" / "data").rglob("*.arrow"):
+        same = tmp_path / "three" / "data" / path.relative_to(first)
+        assert same.read_bytes() == path.read_bytes()
+    assert [r["line"] for r in manifest["splits"]["train"]["rejected"]] == [4, 33, 45]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_read_ahead_is_bounded(tmp_path, publisher, monkeypatch, threads):
+    read, ahead, to_row = [], [], shards.to_row
+
+    def reading(examples):
+        for example in examples:
+            read.append(example)
+            yield example
+
+    def written(example):
+        ahead.append(len(read) - len(ahead))
+        return to_row(example)
+
+    publisher["train"] = reading(replace(good(n), image=None) for n in range(600))
+    monkeypatch.setattr(shards, "to_row", written)
+    run(tmp_path, threads=threads)
+    assert max(ahead) == (converting.AHEAD * threads + 1) * converting.TOGETHER
+
+
+def test_a_reader_that_fails_leaves_no_dataset(tmp_path, publisher):
+    def failing():
+        yield from map(good, range(40))
+        raise ValueError("signs.json: damaged at element 41")
+
+    publisher["train"] = failing()
+    with pytest.raises(ValueError, match="damaged at element 41"):
+        run(tmp_path, threads=2)
+    assert not (tmp_path / "data" / "signs" / "manifest.json").exists()
 
 
 def test_the_gallery_shows_twelve_test_examples(tmp_path, publisher):

@@ -259,8 +259,7 @@ def test_an_answer_depends_on_the_question_and_its_picture_alone(lmm):
     rows = [*ROWS, *looked]
 
     def answers(rows):
-        batch = lmm.collate([lmm.encode_prompt(row) for row in rows], "left")
-        return generate._generate(lmm, batch, 6)
+        return generate._generate(lmm, [lmm.encode_prompt(row) for row in rows], None, 6)
 
     together = answers(rows)
     assert together == [answers([row])[0] for row in rows]

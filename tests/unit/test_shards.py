@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palimpsest.data import shards
-from palimpsest.data.example import Example, Rejected, Turn
+from palimpsest.data.example import Example, Rejected, Turn, characters
 from palimpsest.data.shards import (
     Shards,
     read_examples,
@@ -69,6 +70,7 @@ def test_what_is_written_is_read_back(train, test):
             assert list(read) == written
             assert [read[i] for i in range(len(read))] == written
             assert read.ids == [e.id for e in written]
+            assert read.characters() == [characters(e) for e in written]
 
 
 @given(datasets)
@@ -87,6 +89,22 @@ def test_several_shards_read_as_one(tmp_path, small_shards):
     read = Shards(tmp_path, "train")
     assert list(read) == written
     assert [read[i] for i in range(13)] == written
+    assert [read[-1], read[-13]] == [written[12], written[0]]
+    with pytest.raises(IndexError):
+        read[13]
+
+
+def test_a_sample_of_several_shards_is_read_alike_in_every_way(tmp_path, small_shards):
+    turns = [tuple(Turn("¿Qué?" * k, "ä" * n) for k in range(n % 3)) for n in range(30)]
+    written = [replace(example(n), turns=turns[n]) for n in range(30)]
+    write_dataset(tmp_path, {"train": iter(written)}, {})
+    for read in (whole := Shards(tmp_path, "train")), whole.sample(11):
+        chosen = [e for e in written if e.id in set(read.ids)]
+        assert list(read) == chosen
+        assert read.ids == [e.id for e in chosen]
+        assert read.characters() == [characters(e) for e in chosen]
+        assert list(read.without_pictures()) == [replace(e, image=None) for e in chosen]
+    assert len(chosen) == 11
 
 
 def test_pictures_can_be_left_unread(dataset):
@@ -166,6 +184,15 @@ def test_a_changed_byte_is_found(dataset):
     path.write_bytes(path.read_bytes().replace(b"What is 3?", b"What is 8?"))
     with pytest.raises(ValueError, match=r"train/00000\.arrow: checksum differs"):
         verify(dataset)
+
+
+def test_every_shard_is_compared(tmp_path, small_shards):
+    write_dataset(tmp_path, {"train": map(example, range(12))}, {})
+    verify(tmp_path)
+    path = tmp_path / "train" / "00001.arrow"
+    path.write_bytes(path.read_bytes().replace(b"What is 5?", b"What is 8?"))
+    with pytest.raises(ValueError, match=r"train/00001\.arrow: checksum differs"):
+        verify(tmp_path, "train")
 
 
 def change_manifest(dataset, change):

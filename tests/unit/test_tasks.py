@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from palimpsest.data.example import characters
 from palimpsest.tasks import Examples, open_task
 from workspace import entered, forget, write
 
@@ -45,3 +46,9 @@ def test_a_sample_of_a_split(root):
     whole = {example.id: example for example in open_task(RESULTS, "reading", "test")}
     assert [whole[id] for id in sampled.ids] == list(sampled)
     assert len(open_task(RESULTS, "reading", "test", sample=21)) == 20  # there are no more
+
+
+def test_the_length_of_every_conversation(root):
+    for benchmark in ("three", "some"):
+        examples = Examples(RESULTS, benchmark, ["choice", "reading"], "train")
+        assert examples.characters() == [characters(example) for example in examples]

@@ -62,6 +62,7 @@ def convert(args: argparse.Namespace) -> None:
         most_rejected=task.most_rejected,
         out=RESULTS / "data" / args.task,
         root=RESULTS / "downloads",
+        threads=args.threads,
     )
 
 
@@ -256,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
     command(status, "study", "--failed")
     command(check, "name")
     command(download, "download")
-    command(convert, "task")
+    command(convert, "task", "--threads")
     command(assemble, "model")
     command(export, "stage").add_argument("out", type=Path, help="directory of the model")
     command(chance, "task", "--split")
@@ -288,6 +289,11 @@ ARGUMENTS = {
         "help": "its path below results/stages/: benchmark/model/method/seed-0/lineage",
     },
     "judge": {"help": "config/judges/<judge>.yaml"},
+    "--threads": {
+        "type": int,
+        "default": len(os.sched_getaffinity(0)),
+        "help": "that look at pictures (default: one for each core)",
+    },
     "--judge": {"required": True, "help": "config/judges/<judge>.yaml"},
     "--sbatch": {"default": "", "help": "options of sbatch for the job of the judge's server"},
     "--tasks": {"nargs": "+", "required": True, "help": "tasks whose cells are wanted"},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsest.config import CONFIG, Benchmark, Task, load
-from palimpsest.data.example import Example, blanked, characters
+from palimpsest.data.example import Example, blanked
 from palimpsest.data.shards import Shards, verify
 
 
@@ -48,7 +48,7 @@ class Examples(Sequence):
 
     def characters(self) -> list[int]:
         """Return the length of every conversation, without reading a picture."""
-        return [characters(e) for part in self.parts for e in part.without_pictures()]
+        return [length for part in self.parts for length in part.characters()]
 
 
 def open_task(results: Path, task: str, split: str, sample: int | None = None) -> Shards:

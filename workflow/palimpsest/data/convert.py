@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
+import sys
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from palimpsest.data.example import Example, Rejected, lot
@@ -25,6 +29,9 @@ from palimpsest.files import sha256, whole_file
 
 GALLERY_SIZE = 12
 SHOWN = 5  # rejected records in a message
+LINE_EVERY = 60.0  # seconds
+TOGETHER = 16  # records that a thread is given at a time
+AHEAD = 4  # times as many for each thread are read before the first of them is needed
 NEEDED = ("train", "test")  # if the reader does not say otherwise
 GALLERY_SCHEMA = pa.schema(
     [
@@ -48,13 +55,14 @@ def convert(
     most_rejected: float,
     out: Path,
     root: Path,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Write the dataset of a task to `out` and return its manifest.
 
     `reader` is a module of `data/readers`, which reads `source` below `root`; `prompt` is the
     task's template; `about` (fingerprint, licence) goes into the manifest with task, source and
     the publisher's files. `most_rejected` is the share of a split's records that may be no
-    examples.
+    examples. Pictures are looked at in so many `threads`; what is written does not depend on them.
 
     ValueError if the source lacks a split that is needed, a split has no good example or too many
     records that are none, or a file is missing or damaged.
@@ -73,19 +81,15 @@ def convert(
 
     def records(split: str) -> Iterator[Record]:
         where = str(root / files[split]) if split in files else f"{reader} {split}"
-        read = module.read(source, split, root)
-        read = tqdm(read, desc=f"{task} {split}", unit=" examples", disable=None)
-        checked = _checked(read, where, prompt, most_rejected)
+        faults = _with_faults(module.read(source, split, root), threads)
+        checked = _told(_checked(faults, where, prompt, most_rejected), f"{task} {split}")
         return _with_gallery(checked, out / "gallery.parquet") if split == "test" else checked
 
-    manifest = write_dataset(
+    return write_dataset(
         out,
         {split: records(split) for split in names},
         {"task": task, **about, "source": source, "files": _known_by(files, root), **notes},
     )
-    for split, entry in manifest["splits"].items():
-        print(f"{task} {split}: {entry['examples']} examples, {len(entry['rejected'])} rejected")
-    return manifest
 
 
 def fault(example: Example) -> str | None:
@@ -110,6 +114,8 @@ def _fault_of_picture(image: bytes, size: tuple[int, int] | None) -> str | None:
     try:
         with Image.open(io.BytesIO(image)) as picture:
             picture.load()
+    except UnidentifiedImageError:  # its message holds an address in memory, another each time
+        return "the picture does not decode (UnidentifiedImageError: it has no known format)"
     except Exception as error:  # damaged bytes make Pillow raise almost anything
         return f"the picture does not decode ({type(error).__name__}: {error})"
     if size is not None and picture.size != size:
@@ -127,8 +133,53 @@ def _known_by(files: dict[str, str], root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def _with_faults(records: Iterator[Record], threads: int) -> Iterator[tuple[Record, str | None]]:
+    """Yield the records in order, each with its fault, if any.
+
+    Pillow decodes without Python's lock, so that threads keep as many cores busy. What is read
+    ahead is bounded.
+    """
+    Image.preinit()  # all formats, common ones first, before threads would load them at once
+    Image.init()
+    records = iter(records)
+    with ThreadPoolExecutor(threads) as pool:
+        looked_at: deque[Future] = deque()
+        while some := list(islice(records, TOGETHER)):
+            looked_at.append(pool.submit(_look_at, some))
+            if len(looked_at) > AHEAD * threads:
+                yield from looked_at.popleft().result()
+        for future in looked_at:
+            yield from future.result()
+
+
+def _look_at(records: list[Record]) -> list[tuple[Record, str | None]]:
+    return [(r, fault(r) if isinstance(r, Example) else None) for r in records]
+
+
+def _told(records: Iterator[Record], what: str) -> Iterator[Record]:
+    """Pass the records on; tell how fast in a bar in a terminal or a line a minute in a log."""
+    begun = shown = time.monotonic()
+    count = rejected = 0
+
+    def tell() -> None:
+        seconds = time.monotonic() - begun
+        print(
+            f"{what}: {count - rejected} examples, {rejected} rejected, "
+            f"{count / max(seconds, 1e-9):.0f} records/s, {seconds:.0f} s",
+            flush=True,
+        )
+
+    for record in tqdm(records, desc=what, unit=" records", disable=None):
+        count, rejected = count + 1, rejected + isinstance(record, Rejected)
+        yield record
+        if not sys.stderr.isatty() and time.monotonic() - shown >= LINE_EVERY:
+            shown = time.monotonic()
+            tell()
+    tell()
+
+
 def _checked(
-    records: Iterator[Record], where: str, prompt: str, most_rejected: float
+    records: Iterator[tuple[Record, str | None]], where: str, prompt: str, most_rejected: float
 ) -> Iterator[Record]:
     """Yield good examples with their prompt, and every other record as rejected.
 
@@ -136,9 +187,9 @@ def _checked(
     """
     ids: set[str] = set()
     rejected: list[Rejected] = []
-    for number, record in enumerate(records, start=1):
+    for number, (record, wrong) in enumerate(records, start=1):
         if isinstance(record, Example):
-            wrong = fault(record) or ("an earlier record has this id" if record.id in ids else None)
+            wrong = wrong or ("an earlier record has this id" if record.id in ids else None)
             if wrong is None:
                 ids.add(record.id)
                 yield record.with_prompt(prompt)

@@ -7,12 +7,15 @@ written last: without a manifest there is no dataset.
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from palimpsest.data.example import Example, Rejected, Turn, lot
@@ -33,8 +36,9 @@ SCHEMA = pa.schema(
         ("keyword", pa.string()),
     ]
 )
+COLUMNS = SCHEMA.names
 SHARD_BYTES = 256 * 2**20
-BATCH_ROWS = 256  # rows that are decoded together when one is read
+BATCH_ROWS = 256  # rows that are written together
 
 
 class Shards:
@@ -54,6 +58,8 @@ class Shards:
         tables = [_open(dataset, shard) for shard in splits[split]["shards"]]
         self.table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
         self.rows: Sequence[int] = range(self.table.num_rows)
+        self._batches = list(zip(*(column.chunks for column in self.table.columns), strict=True))
+        self._ends = list(accumulate(len(ids) for ids, *_ in self._batches))
 
     def sample(self, count: int) -> Shards:
         """Return these shards with only so many of their examples, in the order of the split.
@@ -72,19 +78,39 @@ class Shards:
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        return to_example({name: self.table[name][row].as_py() for name in SCHEMA.names})
+        batch = bisect_right(self._ends, row)
+        from_end = row - self._ends[batch]  # negative
+        values = [column[from_end].as_py() for column in self._batches[batch]]
+        return to_example(dict(zip(COLUMNS, values, strict=True)))
 
     @property
     def ids(self) -> list[str]:
         """The ids in order, without reading a picture."""
-        return self.table["id"].take(pa.array(self.rows, pa.int64())).to_pylist()
+        return self._columns("id")["id"].to_pylist()
+
+    def characters(self) -> list[int]:
+        """Return the length of every conversation, as `example.characters` tells that of one."""
+        import pyarrow.compute as pc  # 40 ms, for which most commands need not wait
+
+        turns = self._columns("turns")["turns"]
+        texts = pc.list_flatten(turns)
+        lengths = sum(pc.utf8_length(pc.struct_field(texts, [k])).to_numpy() for k in (0, 1))
+        before = np.concatenate([[0], np.cumsum(lengths)])  # each turn, and after the last
+        ends = np.cumsum(pc.list_value_length(turns).to_numpy())
+        return np.diff(before[ends], prepend=0).tolist()
 
     def without_pictures(self) -> Iterator[Example]:
         """The examples in order with no image, and without reading one."""
-        table = self.table.drop_columns("image").take(pa.array(self.rows, pa.int64()))
+        table = self._columns(*(name for name in COLUMNS if name != "image"))
         for batch in table.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 yield to_example({**row, "image": None})
+
+    def _columns(self, *names: str) -> pa.Table:
+        """Some columns of these examples; a sample's are copied."""
+        table = self.table.select(names)
+        whole = len(self.rows) == table.num_rows
+        return table if whole else table.take(pa.array(self.rows, pa.int64()))
 
 
 def write_dataset(
@@ -101,7 +127,7 @@ def write_dataset(
         shutil.rmtree(dataset / split, ignore_errors=True)
         rejected: list[Rejected] = []
         accepted = _accepted(records, rejected, dataset / split)
-        shards = list(_write_shards(dataset, split, accepted))
+        shards = _write_shards(dataset, split, accepted)
         manifest["splits"][split] = {
             "examples": sum(shard["examples"] for shard in shards),
             "shards": shards,
@@ -142,16 +168,19 @@ def verify(dataset: Path, *splits: str) -> None:
 
     Errors: ValueError names a shard that differs.
     """
-    manifest = read_manifest(dataset)
-    for split in splits or manifest["splits"]:
-        for shard in manifest["splits"][split]["shards"]:
-            path = dataset / shard["file"]
-            _check_size(path, shard)
-            if sha256(path) != shard["sha256"]:
-                raise ValueError(
-                    f"{path}: checksum differs from {dataset}/manifest.json; the file was changed "
-                    f"or damaged. Remove {dataset} to convert it anew"
-                )
+    known = read_manifest(dataset)["splits"]
+    shards = [shard for split in splits or known for shard in known[split]["shards"]]
+    paths = [dataset / shard["file"] for shard in shards]
+    for path, shard in zip(paths, shards, strict=True):
+        _check_size(path, shard)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(sha256, paths))
+    for path, shard, checksum in zip(paths, shards, found, strict=True):
+        if checksum != shard["sha256"]:
+            raise ValueError(
+                f"{path}: checksum differs from {dataset}/manifest.json; the file was changed "
+                f"or damaged. Remove {dataset} to convert it anew"
+            )
 
 
 def to_row(example: Example) -> dict[str, Any]:
@@ -189,15 +218,34 @@ def _accepted(
             yield record
 
 
-def _write_shards(
-    dataset: Path, split: str, examples: Iterator[Example]
-) -> Iterator[dict[str, Any]]:
-    """Write shards of about SHARD_BYTES in constant memory; yield the manifest entry of each."""
+def _write_shards(dataset: Path, split: str, examples: Iterator[Example]) -> list[dict[str, Any]]:
+    """Write the shards of a split; return the manifest entry of each.
+
+    The checksum of one is computed while the next is written.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        written = [
+            (path, count, pool.submit(sha256, path))
+            for path, count in _shards(dataset / split, examples)
+        ]
+        return [
+            {
+                "file": str(path.relative_to(dataset)),
+                "examples": count,
+                "bytes": path.stat().st_size,
+                "sha256": checksum.result(),
+            }
+            for path, count, checksum in written
+        ]
+
+
+def _shards(directory: Path, examples: Iterator[Example]) -> Iterator[tuple[Path, int]]:
+    """Write shards of about SHARD_BYTES in constant memory; yield path and examples of each."""
     batches = _batches(examples)
     batch = next(batches, None)
     number = 0
     while batch is not None:
-        path = dataset / split / f"{number:05}.arrow"
+        path = directory / f"{number:05}.arrow"
         count = size = 0
         with (
             whole_file(path) as partial,
@@ -208,12 +256,7 @@ def _write_shards(
                 writer.write_batch(batch)
                 count, size = count + batch.num_rows, size + batch.nbytes
                 batch = next(batches, None)
-        yield {
-            "file": str(path.relative_to(dataset)),
-            "examples": count,
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+        yield path, count
         number += 1
 
 
