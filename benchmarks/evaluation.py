@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from bench import Claim, ratio, side_by_side
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from bench import Claim, ratio, side_by_side
 from palimpsest import models
 from palimpsest.config import Model, load
 from palimpsest.data.example import characters

@@ -83,6 +83,27 @@ def test_only_the_adapter_is_trainable_and_it_learns_everywhere(settings):
     assert not torch.allclose(logits(model), logits(tiny.tiny_llava()), atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_computes_what_peft_does_to_the_last_bit(dtype):
+    """Where its scale is a power of two, as 8 / 4 is; else up to rounding."""
+    settings = LORA.model_copy(update={"dropout": 0.5})
+    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5, target_modules=tiny.TARGETS)
+    ours = attached(settings, dtype=dtype)
+    theirs = peft.get_peft_model(tiny.tiny_llava(dtype=dtype), config)
+    batch = tiny.tiny_batch()
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    found = []
+    for model in (ours, theirs):
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        torch.manual_seed(3)
+        for parameter in learnt:
+            nn.init.normal_(parameter, std=0.1)
+        loss = model.train()(**batch, labels=batch["input_ids"]).loss
+        found.append([loss, *torch.autograd.grad(loss, learnt)])
+    assert all(g.any() for g in found[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @every_added_adapter
 def test_initial_values_depend_on_the_seed_alone(settings):
     first, second = state_of(attached(settings)), state_of(attached(settings))

@@ -8,12 +8,29 @@ from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.functional import cast_adapter_dtype
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
 
 from palimpsest.methods import adapter
 
 _NAME = "default"  # PEFT's name of an only adapter; it stands in parameter names, not in files
+
+
+class _Linear(Linear):
+    """PEFT's layer; but its scale is put to A x, which is as wide as the rank.
+
+    PEFT has the whole output times it, in the forward and in the backward pass. Where the scale is
+    a power of two, the numbers are the same to the last bit.
+    """
+
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """Return y_XO, in the base layer's precision."""
+        if self.disable_adapters or self.merged:
+            return super().forward(x_XD)
+        y_XO = self.base_layer(x_XD)
+        A, B = self.lora_A[_NAME], self.lora_B[_NAME]
+        z_XR = A(self.lora_dropout[_NAME](x_XD.to(A.weight.dtype)))
+        return (y_XO + B(self.scaling[_NAME] * z_XR)).to(y_XO.dtype)
 
 
 class Lora(adapter.Adapter):
@@ -36,6 +53,7 @@ class Lora(adapter.Adapter):
             lora_dropout=self.settings.dropout,
             target_modules=targets,
         )
+        config._register_custom_module({nn.Linear: _Linear})
         model = inject_adapter_in_model(config, model, _NAME)
         cast_adapter_dtype(model, _NAME)  # to fp32, as `get_peft_model` does and injection does not
         return model.train(model.training)  # PEFT's dropout is in training mode in any model
