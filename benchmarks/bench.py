@@ -118,9 +118,8 @@ def table(claims: list[Claim]) -> str:
 
 def machine() -> str:
     """Return what this was measured on, in a line."""
-    cores = len(os.sched_getaffinity(0))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    return f"{_processor()}, {cores} cores, Python {platform.python_version()}, {packages}"
+    return f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
 
 
 def _processor() -> str:

@@ -1,21 +1,19 @@
 """How long a report's statistics take: every cell read, every aggregate and difference told.
 
-    PYTHONPATH=tests/unit python benchmarks/intervals.py
-
 Eight methods, three seeds each, 36 cells a run (each of eight stages asked the tasks learnt by
 then) of 5,000 examples, on one core. Answers are drawn by chance: the work does not depend on them.
+Drawing the figures and writing the page are not in it.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
+from bench import Claim, seconds, side_by_side
 from palimpsest.report import ExperimentView, RowView, StudyView, TaskView
 from palimpsest.report.paper import tables
 from palimpsest.report.results import read_results
@@ -25,24 +23,26 @@ from report_fixture import write_scores
 METHODS, SEEDS, TASKS, EXAMPLES = 8, 3, 8, 5000
 
 
-def main() -> None:
-    """Print the seconds of reading a study's cells with their resamples, and of its tables."""
+def claims() -> list[Claim]:
+    """Measure all numbers of a study's report, from its cells."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as directory:
         view = study(Path(directory))
-        begun = time.monotonic()
-        results = read_results(view)
-        read = time.monotonic()
-        frames = tables.frames_of(results) | differences.frames_of(results)
-        told = time.monotonic()
-        frames |= losses.frames_of(results, losses.losses(results))
-        done = time.monotonic()
-    print(
-        f"{METHODS} methods x {SEEDS} seeds x {len(frames['matrix']) // METHODS // SEEDS} cells x "
-        f"{EXAMPLES} examples, {len(frames['differences'])} differences: {done - begun:.1f} s, of "
-        f"which cells and aggregates {read - begun:.1f} s, tables {told - read:.1f} s, "
-        f"what was lost {done - told:.1f} s"
+        costs, given = side_by_side({"numbers": lambda: numbers(view)}, warm_up=False)
+    frames = given["numbers"]
+    what = (
+        f"all numbers of {METHODS} methods × {SEEDS} seeds × "
+        f"{len(frames['matrix']) // METHODS // SEEDS} cells × {EXAMPLES:,} examples"
     )
+    beside = f"{len(frames['differences'])} differences of pairs of methods"
+    return [seconds(what, costs["numbers"], goal="≤ 60", beside=beside)]
+
+
+def numbers(view: StudyView) -> dict:
+    """Return a report's tables for programs: matrices, aggregates, differences, what was lost."""
+    results = read_results(view)
+    frames = tables.frames_of(results) | differences.frames_of(results)
+    return frames | losses.frames_of(results, losses.losses(results))
 
 
 def study(root: Path) -> StudyView:
@@ -73,7 +73,3 @@ def rows(root: Path, names: list[str], method: int, seed: int) -> list[RowView]:
             write_scores(path, "exact_match", ids, right_N.astype(float), right_N)
         found.append(RowView("/".join(learnt), last, (last,), cells))
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())
