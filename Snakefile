@@ -29,6 +29,7 @@ include: "rules/train.smk"  # one job a stage, each starting from its parent's
 include: "rules/evaluate.smk"  # stage x task -> predictions -> scores
 include: "rules/judge.smk"  # predictions -> scores by a language model
 include: "rules/report.smk"  # scores -> tables, figures, page
+include: "rules/quick.smk"  # what Snakemake is spared
 
 
 onstart:
@@ -36,9 +37,7 @@ onstart:
 
     print(describe(STUDY), flush=True)
     LEFT.take_over(RESULTS)
-    # While it limits their rate, Snakemake 9.27 looks for jobs to start once a second more for every
-    # job that has ended: after some hundreds it does little else.
-    workflow.scheduler.job_rate_limiter = None
+    quicken(workflow.scheduler)
 
 
 onerror:

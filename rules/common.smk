@@ -1,6 +1,8 @@
 # The study, where its files are, and what its jobs ask for. Nothing here imports torch.
 
+import gc
 import os
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -36,6 +38,8 @@ from palimpsest.study import (
     refuse_foreign_stages,
     scorer,
 )
+
+gc.disable()  # until jobs start: what is planned stays, and looking for garbage in it takes long
 
 LEFT = Leftovers({}, [])
 try:
@@ -79,14 +83,16 @@ CELL = f"results/stages/{{stage}}/cells/{EVALUATION.name}/{{task}}"
 REPORT = f"results/reports/{STUDY.name}"
 
 ANY_TASK = TASK_NAME.pattern
-STEP = rf"{ANY_TASK}(\+{ANY_TASK})*"
-TRAINED = rf"[^/]+/[^/]+/[^/]+/seed-\d+/{STEP}(/{STEP})*"
+MODEL = "|".join(map(re.escape, STUDY.models))
+# Matched for every file of a study: `++` and `*+` take a name whole and try no shorter one.
+STEP = r"[a-z0-9][a-z0-9._+-]*+"
+TRAINED = rf"[^/]++/({MODEL})/[^/]++/seed-\d++/{STEP}(/{STEP})*"
 
 
 wildcard_constraints:
     task=ANY_TASK,
-    model="[^/]+",
-    stage=rf"[^/]+/[^/]+/base|{TRAINED}",
+    model=MODEL,
+    stage=rf"[^/]++/({MODEL})/base|{TRAINED}",
 
 
 def model_of(wildcards):
@@ -99,6 +105,15 @@ def resources_of(wildcards):
     return load(Model, model_of(wildcards)).resources
 
 
+def by_model(value):
+    """A resource of a job, by its model's: no function where the study's models are alike in it.
+
+    Snakemake takes a third of a millisecond to ask a function, of every job.
+    """
+    found = {value(load(Model, name).resources) for name in STUDY.models}
+    return found.pop() if len(found) == 1 else lambda wildcards: value(resources_of(wildcards))
+
+
 def of_stage(name):
     """One resource of a training job: by the model's config, and by what earlier attempts lacked."""
 
@@ -108,7 +123,9 @@ def of_stage(name):
             return f"{asked or ''} --dependency=afterany:{job.id}".lstrip()
         return asked
 
-    return resource
+    if name in ("mem_mb", "runtime") or LEFT.training:
+        return resource
+    return by_model(lambda resources: job_resources(resources, Attempts(RESULTS))[name])
 
 
 @cache
@@ -156,10 +173,9 @@ def tasks_of(wildcards):
 
 
 def answers_of_base(wildcards):
-    """What the base model says to the same questions, where answers are compared with its own."""
+    """What the base model says to the same questions: answers are compared with its own."""
     base = Stage.parse(wildcards.stage).base
-    tasks = tasks_of(wildcards) if FIDELITY in BY_RULE else []
-    return expand(f"{CELL}/predictions.parquet", stage=str(base), task=tasks)
+    return expand(f"{CELL}/predictions.parquet", stage=str(base), task=tasks_of(wildcards))
 
 
 def scoring(wildcards):

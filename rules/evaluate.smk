@@ -8,13 +8,13 @@ rule evaluate:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
     log:
         f"results/logs/stages/{{stage}}/evaluate-{EVALUATION.name}{ONE_CELL}.log",
-    threads: lambda wildcards: resources_of(wildcards).threads
+    threads: by_model(lambda resources: resources.threads)
     resources:
         # Nobody writes down why an evaluation failed: the next attempt gets more of both.
         mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
         runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
         nodes=1,
-        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
+        gpu=by_model(lambda resources: min(1, resources.gpus) or None),
     params:
         tasks=CELLS,
         how=HOW,
@@ -30,15 +30,9 @@ rule evaluate:
 rule score:
     input:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
-        answers_of_base,
+        answers_of_base if FIDELITY in BY_RULE else [],
     output:
-        expand(
-            f"{CELL}/{{measure}}/{{file}}",
-            task=CELLS,
-            measure=BY_RULE,
-            file=["scores.json", "outcomes.parquet"],
-            allow_missing=True,
-        ),
+        expand(f"{CELL}/{{measure}}/scores.json", task=CELLS, measure=BY_RULE, allow_missing=True),
     log:
         f"results/logs/stages/{{stage}}/score-{EVALUATION.name}{ONE_CELL}.log",
     params:

@@ -6,12 +6,7 @@ rule judge:
         predictions=expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
         weights=judge_weights,
     output:
-        expand(
-            f"{CELL}/{{judge}}/{{file}}",
-            task=CELLS,
-            file=["scores.json", "outcomes.parquet"],
-            allow_missing=True,
-        ),
+        expand(f"{CELL}/{{judge}}/scores.json", task=CELLS, allow_missing=True),
     log:
         f"results/logs/stages/{{stage}}/judge-{{judge}}-{EVALUATION.name}{ONE_CELL}.log",
     wildcard_constraints:

@@ -7,12 +7,12 @@ rule embed:
         expand(EMBEDDING, task=EMBEDDED, allow_missing=True),
     log:
         f"results/logs/embeddings/{{model}}/embed{ONE_CELL}.log",
-    threads: lambda wildcards: resources_of(wildcards).threads
+    threads: by_model(lambda resources: resources.threads)
     resources:
         mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
         runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
         nodes=1,
-        gpu=lambda wildcards: min(1, resources_of(wildcards).gpus) or None,
+        gpu=by_model(lambda resources: min(1, resources.gpus) or None),
     params:
         tasks=EMBEDDED,
         embedded=embedded,

@@ -17,7 +17,7 @@ rule train:
         stage=TRAINED,
     # The longest way first: it decides when the last job ends.
     priority: lambda wildcards: STUDY.ahead.get(Stage.parse(wildcards.stage), 0)
-    threads: lambda wildcards: resources_of(wildcards).cores
+    threads: by_model(lambda resources: resources.cores)
     resources:
         mem_mb=of_stage("mem_mb"),
         runtime=of_stage("runtime"),

@@ -164,3 +164,35 @@ def test_profiles_hold_no_science(fresh):
         assert [key for key in keys if f"`{key}" not in page] == []
         assert keys["rerun-triggers"] == ["mtime", "params", "input"]
         assert json.dumps(keys).count("study") == 0
+
+
+ASK = """
+include: "Snakefile"
+
+
+for model in STUDY.study.models:
+    stage = {"stage": f"three/{model}/lora/seed-0/choice"}
+    asked = workflow.get_rule("train").expand_resources(stage, [], attempt=1)
+    print("asked", *(asked.get(name) for name in ("mem_mb", "_cores", "nodes", "mpi", "tasks")))
+"""
+
+
+@pytest.mark.parametrize("models", [["wide"], ["tiny", "wide"]])
+def test_a_job_asks_for_what_its_model_needs(fresh, models):
+    needs = {"memory_mb": 700, "minutes": 9, "checkpoint_steps": 4, "nodes": 2, "threads": 2}
+    write(fresh, "models/wide", {"extends": "tiny", "title": "Wide", "resources": needs})
+    change(fresh, "tiny", models=models, methods=["lora"], references={})
+    (fresh / "ask").write_text(ASK)
+    found = snakemake(fresh, "data_all", "--snakefile", "ask", "--dry-run")
+    expected = {"tiny": "asked 500 1 1 None None", "wide": "asked 700 2 2 srun 2"}
+    asked = [line for line in found.text.splitlines() if line.startswith("asked")]
+    assert asked == [expected[model] for model in models], found.text
+
+
+def test_stages_of_other_models_are_not_the_studys(fresh):
+    write(fresh, "models/other", {"extends": "tiny", "title": "Other"})
+    stage = f"results/stages/{JOINT}/stage/stage.json"
+    assert snakemake(fresh, "--dry-run", stage).code == 0
+    found = snakemake(fresh, "--dry-run", stage.replace("/tiny/", "/other/"))
+    assert found.code == 1
+    assert "MissingRuleException" in found.text

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 BASE = "base"
@@ -139,6 +139,7 @@ class Stage:
         return self.path
 
     @classmethod
+    @cache  # asked a dozen times for each job of a study
     def parse(cls, path: str) -> Stage:
         """Read a path below `results/stages/`, as `str` writes it."""
         match path.split("/", 4):
