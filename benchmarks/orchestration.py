@@ -184,7 +184,7 @@ def _time_and_memory(what: str, runs: list[Run], beside: str) -> list[Claim]:
 def _planning_by_cell(root: Path) -> Claim:
     """Claim what a planned job takes where each cell has one to answer and one to score."""
     write_study(root, seeds=1, fan_out="cell")
-    dry = repeated(root, *SNAKEMAKE, "--config", "study=many", "--dry-run", repeats=3)
+    dry = repeated(root, *SNAKEMAKE, "--config", "study=many", "--dry-run", repeats=2)
     each = [1000 * one.cost.cpu / one.jobs for one in dry]
     thousand = 25 * median(one.cost.cpu for one in dry)
     beside = (
@@ -201,7 +201,7 @@ def _jobs(root: Path) -> Claim:
     pretend(root)
     command = (*SNAKEMAKE, "--config", "study=many")
     runs = []
-    for _ in range(3):
+    for _ in range(2):
         runs.append(run(root, *command))
         shutil.rmtree(root / "results")
         shutil.rmtree(root / ".snakemake")

@@ -15,6 +15,7 @@ from palimpsest.config import (
     Download,
     Judge,
     JudgeResources,
+    Method,
     Model,
     Task,
     load,
@@ -63,6 +64,12 @@ PROBES = (
 BY_RULE = [name for name in STUDY.study.measures if name in RULES]
 JUDGES = [name for name in STUDY.study.measures if name not in BY_RULE]
 ASSEMBLED = [name for name in STUDY.models if load(Model, name).parts]
+METHODS = list(dict.fromkeys(stage.method for stage in STUDY.trained))
+COMPOSED = [load(Method, name).of(model) for name in METHODS for model in STUDY.models]
+# What no method or model of the study has is no function either: Snakemake would ask it of each job.
+COMPARING = any(method.compares_tasks for method in COMPOSED)
+DESCRIBED = any(map(fetched, COMPOSED))
+MADE = [name for name in STUDY.models if load(Model, name).is_made]
 EXPORTED = [name for name in STUDY.models if load(Model, name).exported]
 # What a command is told of how cells are computed.
 HOW = f"--split {EVALUATION.split} --generation {EVALUATION.generation}" + (
@@ -81,12 +88,17 @@ EMBEDDING = "results/embeddings/{model}/{task}.safetensors"
 RECORD = "results/stages/{stage}/stage/stage.json"
 CELL = f"results/stages/{{stage}}/cells/{EVALUATION.name}/{{task}}"
 REPORT = f"results/reports/{STUDY.name}"
+SCORES = [
+    f"{CELL}/{measure}/scores.json".format(stage=stage, task=task)
+    for stage, task in STUDY.cells
+    for measure in STUDY.study.measures
+]
 
 ANY_TASK = TASK_NAME.pattern
-MODEL = "|".join(map(re.escape, STUDY.models))
+MODEL, METHOD = ("|".join(map(re.escape, names)) for names in (STUDY.models, METHODS))
 # Matched for every file of a study: `++` and `*+` take a name whole and try no shorter one.
 STEP = r"[a-z0-9][a-z0-9._+-]*+"
-TRAINED = rf"[^/]++/({MODEL})/[^/]++/seed-\d++/{STEP}(/{STEP})*"
+TRAINED = rf"[^/]++/({MODEL})/({METHOD})/seed-\d++/{STEP}(/{STEP})*"
 
 
 wildcard_constraints:
@@ -112,6 +124,16 @@ def by_model(value):
     """
     found = {value(load(Model, name).resources) for name in STUDY.models}
     return found.pop() if len(found) == 1 else lambda wildcards: value(resources_of(wildcards))
+
+
+def more_memory(wildcards, attempt):
+    """Nobody writes down why an evaluation failed: each attempt gets more, of memory and time."""
+    return attempt * resources_of(wildcards).memory_mb
+
+
+def more_time(wildcards, attempt):
+    """The minutes of an evaluation, likewise."""
+    return attempt * resources_of(wildcards).minutes
 
 
 def of_stage(name):
@@ -161,7 +183,7 @@ def concepts(wildcards):
 def compared_embeddings(wildcards):
     """The embeddings of a stage's tasks and of the earlier ones, where its method compares them."""
     stage = Stage.parse(wildcards.stage)
-    if not method_of(stage).compares_tasks or not history(stage):
+    if not (history(stage) and method_of(stage).compares_tasks):
         return []
     tasks = [task for step in (*history(stage), stage.lineage.last) for task in step]
     return expand(EMBEDDING, model=stage.model, task=tasks)
@@ -197,7 +219,7 @@ def manner(wildcards):
 def weights(wildcards):
     """The weights of a job's model, if they are made here."""
     name = model_of(wildcards)
-    return WEIGHTS.format(model=name) if load(Model, name).is_made else []
+    return WEIGHTS.format(model=name) if name in MADE else []
 
 
 def embedded(wildcards):

@@ -3,16 +3,15 @@ rule evaluate:
     input:
         stage=own_record,
         data=expand(MANIFEST, task=CELLS),
-        weights=weights,
+        weights=weights if MADE else [],
     output:
         expand(f"{CELL}/predictions.parquet", task=CELLS, allow_missing=True),
     log:
         f"results/logs/stages/{{stage}}/evaluate-{EVALUATION.name}{ONE_CELL}.log",
     threads: by_model(lambda resources: resources.threads)
     resources:
-        # Nobody writes down why an evaluation failed: the next attempt gets more of both.
-        mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
-        runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
+        mem_mb=more_memory,
+        runtime=more_time,
         nodes=1,
         gpu=by_model(lambda resources: min(1, resources.gpus) or None),
     params:
@@ -49,4 +48,4 @@ rule score:
 
 rule evaluate_all:
     input:
-        [path for stage, task in STUDY.cells for path in STUDY.scores(stage, task)],
+        lambda wildcards: SCORES,

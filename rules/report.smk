@@ -1,6 +1,6 @@
 rule report:
     input:
-        scores=rules.evaluate_all.input,
+        scores=SCORES,
         chance=expand("results/data/{task}/chance.json", task=STUDY.tasks),
         gallery=expand("results/data/{task}/gallery.parquet", task=STUDY.tasks),
         published=STUDY.published or [],

@@ -2,15 +2,15 @@
 rule embed:
     input:
         data=expand(MANIFEST, task=EMBEDDED),
-        weights=weights,
+        weights=weights if MADE else [],
     output:
         expand(EMBEDDING, task=EMBEDDED, allow_missing=True),
     log:
         f"results/logs/embeddings/{{model}}/embed{ONE_CELL}.log",
     threads: by_model(lambda resources: resources.threads)
     resources:
-        mem_mb=lambda wildcards, attempt: attempt * resources_of(wildcards).memory_mb,
-        runtime=lambda wildcards, attempt: attempt * resources_of(wildcards).minutes,
+        mem_mb=more_memory,
+        runtime=more_time,
         nodes=1,
         gpu=by_model(lambda resources: min(1, resources.gpus) or None),
     params:

@@ -6,9 +6,9 @@ rule train:
         parent=parent_record,
         data=learnt_data,
         # Made anew for more tasks they are the same: their fingerprints say so, their times do not.
-        compared=ancient(compared_embeddings),
-        weights=weights,
-        concepts=concepts,
+        compared=ancient(compared_embeddings) if COMPARING else [],
+        weights=weights if MADE else [],
+        concepts=concepts if DESCRIBED else [],
     output:
         record=RECORD,
     log:
