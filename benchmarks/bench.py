@@ -136,6 +136,7 @@ def _run(name: str) -> None:
     """Run one benchmark in this process, and write its claims."""
     claims = [asdict(claim) for claim in import_module(name).claims()]
     found = {"machine": machine(), "claims": claims}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
