@@ -1,13 +1,9 @@
 # Palimpsest: what a multimodal model forgets when it is taught one task after another.
 #
-#   snakemake --profile profiles/local                            the demo, on this machine
-#   snakemake --profile profiles/slurm --config study=coin        a study, on a cluster
-#   snakemake --profile profiles/local --config study=demo -n     what would run
+#   snakemake --profile profiles/local                        the demo, on this machine
+#   snakemake --profile profiles/slurm --config study=coin    a study, on a cluster; with -n: what would run
 #
-# `--configfile config/<study>.yaml` names a study as well as `--config study=<study>`.
-#
-# A study is a file of config/; where it runs is said by the profile.
-
+# A study is a file of config/, which `--configfile` names as well; where it runs the profile says.
 from snakemake.utils import min_version
 
 min_version("9.0")

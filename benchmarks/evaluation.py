@@ -22,9 +22,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import random_llava
 from bench import Claim, ratio, side_by_side
 from palimpsest import models
 from palimpsest.config import Model, load
@@ -163,28 +162,18 @@ def models_of_workspace() -> None:
     del content["sha256"]
     thin.write_text(yaml.safe_dump(content))
     lmm = loaded(DEMO)
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=1,
-        image_size=SIDE,
-        patch_size=PATCH,
-    )
-    text = LlamaConfig.from_dict(
+    shape = random_llava.config(
+        lmm.tokenizer,
+        {
+            "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+            "num_attention_heads": 1, "image_size": SIDE, "patch_size": PATCH,
+        },
         lmm.module.config.text_config.to_dict()
-        | {"max_position_embeddings": 1024, "initializer_range": 0.2}  # so that answers differ
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=lmm.picture_id,
-        image_seq_length=(SIDE // PATCH) ** 2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(content["weights"])
-    lmm.tokenizer.save_pretrained(content["weights"])
-    CLIPImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, do_center_crop=False
-    ).save_pretrained(content["weights"])
+        | {"max_position_embeddings": 1024, "initializer_range": 0.2},  # so that answers differ
+    )  # fmt: skip
+    for piece in (
+        random_llava.build(shape, "cpu", torch.float32),
+        lmm.tokenizer,
+        random_llava.image_processor(SIDE),
+    ):
+        piece.save_pretrained(content["weights"])
