@@ -3,12 +3,14 @@
 The field's `LazySupervisedDataset` loads one JSON file of all records; for each item it copies a
 conversation and opens a picture's file. Ours maps shards of Arrow into memory. *Opening* is what a
 stage needs before its first batch: the records, and their lengths, by which batches are grouped.
-*Reading* is an example drawn at random with the encoded bytes of its picture, all files in the page
-cache; what a cold disk or a network adds to either was not measured. To decode a picture takes as
-long on both sides, and ten times as long and more as to read it: shards make no epoch shorter, but
-are open at once, in next to no memory, and few files. *Conversion* is of CoIN's format, every
-picture decoded to see that it is whole; its rate is by the wall's clock, so other work on the same
-cores lowers it.
+*Reading* is an example drawn at random with the encoded bytes of its picture, with all files in the
+page cache and, on this disk, with none there, though the folder's names stay in memory; what a
+network adds was not measured. To decode a picture takes as long on both sides, and ten times as
+long and more as to read it: shards make no epoch shorter, but are open at once, in next to no
+memory, and few files. *Preparing* goes on from those bytes to what LLaVA-1.5's tower takes, of 336
+x 336 pixels; that is most of what is done for an example before the model. *Conversion* is of
+CoIN's format, every picture decoded to see that it is whole; its rate is by the wall's clock, so
+other work on the same cores lowers it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +45,7 @@ BATCHES = 8  # a shard, as many as where pictures have 130 KB
 PICTURES = 512
 READS = 20  # of each picture in a repeat
 LARGE, SMALL = (640, 480), (96, 72)  # pixels
+SEEN = 336  # pixels of a side, by LLaVA-1.5
 TIMES = 4  # as many examples, to be converted in the same memory
 
 
@@ -102,7 +106,7 @@ def of_reading(root: Path) -> list[Claim]:
         write_records(root, name, PICTURES)
         converted(root, name, threads=1)
         found.append(reading(root, name, goal))
-    return [*found, decoding(root, "large")]
+    return [*found, reading_cold(root, "large"), decoding(root, "large"), preparing(root, "large")]
 
 
 def reading(root: Path, name: str, goal: str) -> Claim:
@@ -128,6 +132,36 @@ def reading(root: Path, name: str, goal: str) -> Claim:
     return ratio(what, costs["shards"], costs["folder"], goal=goal, beside="; ".join(beside))
 
 
+def reading_cold(root: Path, name: str) -> Claim:
+    """Read each example once in processes of their own, which find no picture in memory."""
+    found: dict[str, list[float]] = {"shards": [], "folder": []}
+
+    def run(way: str) -> None:
+        found[way].append(in_own_process("read", root, name, way)["seconds"] / PICTURES)
+
+    side_by_side({way: partial(run, way) for way in found}, warm_up=False)
+    ratios = [theirs / ours for ours, theirs in zip(*found.values(), strict=True)]
+    ours, theirs = (1e6 * median(seconds) for seconds in found.values())
+    return claim(
+        "the same from the disk, by the wall's clock",
+        ratios,
+        "×",
+        beside=f"{ours:.0f} µs an example against {theirs:.0f}",
+    )
+
+
+def read_cold(root: Path, name: str, way: str) -> dict[str, Any]:
+    """Read each example once in random order; return the seconds that it took."""
+    read = {"shards": by_shards, "folder": by_folder}[way](root, name)
+    for path in [*(root / "data" / name).rglob("*.arrow"), *(root / name).rglob("*.jpg")]:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    order = np.random.default_rng().permutation(PICTURES).tolist()
+    begun = time.perf_counter()
+    each(read, order)
+    return {"seconds": time.perf_counter() - begun}
+
+
 def decoding(root: Path, name: str) -> Claim:
     """Read examples and decode their pictures, as a training step does."""
     ours, theirs = by_shards(root, name), by_folder(root, name)
@@ -147,6 +181,35 @@ def decoding(root: Path, name: str) -> Claim:
     )
 
 
+def preparing(root: Path, name: str) -> Claim:
+    """Make pixel values of pictures' bytes, as LLaVA-1.5 and the demo's model have it."""
+    from transformers import CLIPImageProcessorPil
+
+    from palimpsest.models.pictures import Pixels, opened
+
+    square = {"height": SEEN, "width": SEEN}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": SEEN}, crop_size=square)
+    pixels, read = Pixels(processor), by_shards(root, name)
+    images = [read(k).image for k in range(0, PICTURES, 8)]
+
+    def looked_up() -> Any:
+        return [pixels(opened(image)) for image in images][-1]
+
+    def processed() -> Any:
+        return [processor(opened(image), return_tensors="pt") for image in images][-1]
+
+    costs, given = side_by_side({"looked up": looked_up, "processed": processed})
+    assert given["looked up"].equal(given["processed"]["pixel_values"])
+    share = 1000 / len(images)
+    ours, theirs = (share * median(cost.cpu for cost in costs[way]) for way in costs)
+    return ratio(
+        "preparing a picture for LLaVA-1.5, against transformers' image processor",
+        *costs.values(),
+        beside=f"{ours:.1f} ms a picture against {theirs:.1f}, decoding included; pixel values "
+        "equal to the last bit",
+    )
+
+
 def of_conversion(root: Path) -> list[Claim]:
     """Convert with one core and with all of them, and several times as many examples."""
     write_records(root, "more", PICTURES * TIMES)
@@ -154,9 +217,7 @@ def of_conversion(root: Path) -> list[Claim]:
     runs: dict[str, list[dict[str, Any]]] = {"one core": [], "all cores": [], "more": []}
 
     def run(way: str, name: str, cores: list[int]) -> None:
-        command = [sys.executable, __file__, str(root), name, *map(str, cores)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+        runs[way].append(in_own_process("convert", root, name, *cores))
 
     side_by_side(
         {
@@ -314,18 +375,27 @@ def memory(what: str) -> float:
     return next(int(row.split()[1]) for row in rows if row.startswith(what)) / 2**20
 
 
-def main(root: Path, name: str, cores: set[int]) -> None:
-    """Convert a task on some cores only; print seconds, peak memory in GB, and its shards."""
-    os.sched_setaffinity(0, cores)
+def convert_on(root: Path, name: str, *cores: str) -> dict[str, Any]:
+    """Convert a task on some cores only; return seconds, peak memory in GB, and its shards."""
+    os.sched_setaffinity(0, set(map(int, cores)))
     begun = time.perf_counter()
     manifest = converted(root, name, threads=len(cores))
-    found = {
+    return {
         "seconds": time.perf_counter() - begun,
         "peak": memory("VmHWM"),
         "shards": manifest["splits"]["train"]["shards"],
     }
-    print(json.dumps(found))
 
+
+def in_own_process(what: str, root: Path, *arguments: Any) -> dict[str, Any]:
+    """Have one of WORK done; return what it returns."""
+    command = [sys.executable, __file__, what, str(root), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+WORK = {"convert": convert_on, "read": read_cold}
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], set(map(int, sys.argv[3:])))
+    what, root, *arguments = sys.argv[1:]
+    print(json.dumps(WORK[what](Path(root), *arguments)))

@@ -4,6 +4,11 @@ Each stage is trained in a process of its own. Measured is the most memory that 
 (VmHWM of Linux), and both numbers are less what it held before the model was loaded: interpreter
 and libraries would flatter the estimate. The shapes are those in which one term after another
 weighs most. What this does not say: how well it holds on a GPU, which `make bench-gpu` measures.
+
+And the activations of a bf16 model with adapters, in bytes of tensors that are alive together on
+the way back, against PEFT's LoRA and against MoELoRA with one expert after another, as in CoIN's
+fork of PEFT. That is counted for one layer of a decoder (the difference of two sizes of model), in
+Llama's proportions and with LLaVA-1.5's number of tokens; what a stage needs besides is not in it.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import chdir, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +32,9 @@ STEPS = 3  # Adam's moments are there from the second on
 WITHIN = 20  # percent
 SIDE = 64  # pixels of a picture
 HEADS = 4
+DEMO = HERE.parent / "workflow/weights/demo-llava"
+QUARTER = {"hidden_size": 1024, "intermediate_size": 2752}  # of Llama-7B's widths
+TOKENS, ANSWER = 640, 5  # 576 of them would be a picture's
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,58 @@ def claims() -> list[Claim]:
             ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             made.append(_claim(name, json.loads(ran.stdout)))
             print(f"  {name}: {made[-1].value:.1f} %, {made[-1].beside}", file=sys.stderr)
+    import training  # the field's ways; a heavy import, which `measure` must not have
+
+    made.append(_counted("LoRA", "PEFT's against ours", training.with_peft))
+    made.append(_counted("MoELoRA", "expert by expert against ours", training.with_a_loop))
     return made
+
+
+def _counted(method: str, against: str, attach: Callable[..., Any]) -> Claim:
+    """Compare the activations of our adapter with those of another way to attach it."""
+    from palimpsest.methods.adapter import build
+
+    def ours(module: Any, settings: Any, targets: str) -> None:
+        build(settings).attach(module, targets)
+
+    ways = [_activations(method, way) for way in (ours, attach)]
+    ratio = ways[1] / ways[0]
+    layers = [32 * 4 * each / 2**30 for each in ways]  # of 4 times the width: LLaVA-1.5-7B's
+    told = (
+        f"{ways[0] / 2**20:.1f} MiB and {ways[1] / 2**20:.1f} MiB a layer and example; with the 32 "
+        f"layers of LLaVA-1.5-7B, {layers[0]:.1f} and {layers[1]:.1f} GiB an example"
+    )
+    return Claim(f"activations of {method} in bf16, {against}", *[ratio] * 3, "×", "", told)
+
+
+def _activations(method: str, attach: Callable[..., Any]) -> float:
+    """Return the bytes that one more layer keeps of an example."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    import random_llava
+    from palimpsest.methods import settings as s
+    from palimpsest.methods.answers import IGNORE
+    from palimpsest.training import memory
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(DEMO)
+    chosen = {
+        "LoRA": s.Lora(name="lora", rank=32, alpha=64, dropout=0.05),
+        "MoELoRA": s.MoELora(name="moelora", rank=32, alpha=64, experts=8, dropout=0.05),
+    }[method]
+    eyes = {"image_size": SIDE, "patch_size": 16, "num_hidden_layers": 1}  # and not looked with
+    words_1L = torch.full((1, TOKENS), tokenizer.eos_token_id)
+    labels_1L = torch.full_like(words_1L, IGNORE)
+    labels_1L[:, -ANSWER:] = tokenizer.eos_token_id
+    batch = {"input_ids": words_1L, "attention_mask": words_1L > 0, "labels": labels_1L}
+    found = []
+    for layers in (1, 3):
+        text = QUARTER | {"num_hidden_layers": layers, "num_attention_heads": 8}
+        config = random_llava.config(tokenizer, eyes, text)
+        module = random_llava.build(config, "cpu", torch.bfloat16)
+        attach(module, chosen, TARGETS)
+        found.append(memory.activations(module, batch))
+    return (found[1] - found[0]) / 2
 
 
 def _claim(name: str, found: dict[str, int]) -> Claim:
@@ -134,7 +194,7 @@ def measure(shape: Shape) -> dict[str, int]:
     from palimpsest.training import stage as stages
     from workspace import change, stage_of
 
-    weights = shape.model if shape.text else str(HERE.parent / "workflow/weights/demo-llava")
+    weights = shape.model if shape.text else str(DEMO)
     change(Path(), "models/tiny", weights=weights, micro_batch=shape.micro_batch)
     change(Path(), "methods/lora", training__batch=shape.micro_batch)
     before = []

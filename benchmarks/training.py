@@ -194,7 +194,7 @@ class _Theirs(Trainer):
     ) -> None:
         lmm, settings, training = stage.lmm(words), load(Method, method).adapter, stage.training
         targets = stage.model.adapter_targets
-        module = _with_peft if settings.name == "lora" else _with_a_loop
+        module = with_peft if settings.name == "lora" else with_a_loop
         module = module(lmm.module, settings, targets)
         self.losses: list[float] = []
         collate = partial(_padded, lmm) if as_the_field else partial(lmm.collate, side="right")
@@ -279,15 +279,18 @@ class _OneByOne(MoELoRALinear):
     """MoELoRA as CoIN's fork of PEFT computes it: one expert after another."""
 
     def forward(self, x_XD: Tensor) -> Tensor:
-        y_XO, x_XD, gate_XN = self.base_layer(x_XD), self.dropout(x_XD), self.gate(x_XD)
+        y_XO, x_XD = self.base_layer(x_XD), x_XD.to(self.moelora_A.dtype)
+        gate_XN = F.linear(x_XD, self.moelora_G).softmax(dim=-1)
+        x_XD = F.dropout(x_XD, self.dropout, self.training)
         A, B = self.moelora_A.chunk(self.experts), self.moelora_B.chunk(self.experts, dim=1)
         for i in range(self.experts):
             expert_XO = F.linear(F.linear(x_XD, A[i]), B[i])
-            y_XO = y_XO + expert_XO * self.scale * gate_XN[..., i, None]
+            y_XO = (y_XO + expert_XO * self.scale * gate_XN[..., i, None]).to(y_XO.dtype)
         return y_XO
 
 
-def _with_peft(module: nn.Module, settings: Any, targets: str) -> nn.Module:
+def with_peft(module: nn.Module, settings: Any, targets: str) -> nn.Module:
+    """Attach PEFT's LoRA."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -297,7 +300,8 @@ def _with_peft(module: nn.Module, settings: Any, targets: str) -> nn.Module:
     return get_peft_model(module, config)
 
 
-def _with_a_loop(module: nn.Module, settings: Any, targets: str) -> nn.Module:
+def with_a_loop(module: nn.Module, settings: Any, targets: str) -> nn.Module:
+    """Attach MoELoRA, computed as in the field."""
     adapter.build(settings).attach(module, targets)
     for layer in module.modules():
         if isinstance(layer, MoELoRALinear):

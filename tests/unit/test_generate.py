@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,41 @@ def test_answers_do_not_depend_on_the_batch_or_the_order(lmm):
         assert answer(lmm, Asked(asked), SHORT, batch)[0] == reference
     backwards, _ = answer(lmm, Asked(asked[::-1]), SHORT, 64)
     assert backwards == reference[::-1]
+
+
+def test_the_next_batch_is_encoded_while_one_is_answered(lmm, monkeypatch):
+    asked, encoded, answered = questions()[:12], Semaphore(0), []
+    encode, answers_of = lmm.encode_prompt, generate._generate
+
+    def encode_prompt(example):
+        encoded.release()
+        return encode(example)
+
+    def waiting(lmm, prompts, *others):
+        answered.extend(prompts)
+        coming = 4 if len(answered) < len(asked) else 0
+        first = 4 if len(answered) == 4 else 0  # the batch itself
+        assert all(encoded.acquire(timeout=60) for _ in range(first + coming))
+        return answers_of(lmm, prompts, *others)
+
+    monkeypatch.setattr(lmm, "encode_prompt", encode_prompt)
+    monkeypatch.setattr(generate, "_generate", waiting)
+    rows, _ = answer(lmm, Asked(asked), SHORT, batch=4)
+    assert [row["id"] for row in rows] == [e.id for e in asked]
+
+
+def test_a_question_that_cannot_be_encoded_is_an_error(lmm, monkeypatch):
+    asked = questions()[:12]
+    encode, last = lmm.encode_prompt, min(asked, key=lambda e: len(e.turns[-1].question))
+
+    def encode_prompt(example):
+        if example.id == last.id:
+            raise ValueError(f"{example.id}: no such picture")
+        return encode(example)
+
+    monkeypatch.setattr(lmm, "encode_prompt", encode_prompt)
+    with pytest.raises(ValueError, match=f"{last.id}: no such picture"):
+        answer(lmm, Asked(asked), SHORT, batch=4)
 
 
 def about_the_same_pictures():

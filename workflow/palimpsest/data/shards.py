@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from itertools import accumulate, islice
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from palimpsest.data.example import Example, Rejected, Turn, lot
+from palimpsest.data.mapped import Pictures, mapped
 from palimpsest.files import read_json, sha256, whole_file, write_json
 
 SCHEMA_VERSION = 3
@@ -36,7 +38,7 @@ SCHEMA = pa.schema(
         ("keyword", pa.string()),
     ]
 )
-COLUMNS = SCHEMA.names
+WITHOUT_PICTURES = [name for name in SCHEMA.names if name != "image"]
 SHARD_BYTES = 256 * 2**20
 BATCH_ROWS = 256  # rows that are written together
 
@@ -55,10 +57,15 @@ class Shards:
         if split not in splits:
             known = ", ".join(splits)
             raise ValueError(f"{dataset}/manifest.json: no split {split!r}; there is: {known}")
-        tables = [_open(dataset, shard) for shard in splits[split]["shards"]]
+        opened = [_open(dataset, shard) for shard in splits[split]["shards"]]
+        tables = [table for _, table in opened]
         self.table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
         self.rows: Sequence[int] = range(self.table.num_rows)
-        self._batches = list(zip(*(column.chunks for column in self.table.columns), strict=True))
+        columns = [self.table[name].chunks for name in WITHOUT_PICTURES]
+        self._batches = list(zip(*columns, strict=True))
+        self._pictures = [
+            Pictures(file, c) for file, table in opened for c in table["image"].chunks
+        ]
         self._ends = list(accumulate(len(ids) for ids, *_ in self._batches))
 
     def sample(self, count: int) -> Shards:
@@ -79,9 +86,11 @@ class Shards:
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         batch = bisect_right(self._ends, row)
-        from_end = row - self._ends[batch]  # negative
-        values = [column[from_end].as_py() for column in self._batches[batch]]
-        return to_example(dict(zip(COLUMNS, values, strict=True)))
+        columns = self._batches[batch]
+        place = row - self._ends[batch] + len(columns[0])
+        values = (column[place].as_py() for column in columns)
+        found = dict(zip(WITHOUT_PICTURES, values, strict=True))
+        return to_example({**found, "image": self._pictures[batch][place]})
 
     @property
     def ids(self) -> list[str]:
@@ -101,7 +110,7 @@ class Shards:
 
     def without_pictures(self) -> Iterator[Example]:
         """The examples in order with no image, and without reading one."""
-        table = self._columns(*(name for name in COLUMNS if name != "image"))
+        table = self._columns(*WITHOUT_PICTURES)
         for batch in table.to_batches(max_chunksize=BATCH_ROWS):
             for row in batch.to_pylist():
                 yield to_example({**row, "image": None})
@@ -149,7 +158,8 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def read_examples(path: Path) -> list[Example]:
     """Read what `write_examples` wrote."""
-    return [to_example(row) for row in _map(path).to_pylist()]
+    _, table = _map(path)
+    return [to_example(row) for row in table.to_pylist()]
 
 
 def read_manifest(dataset: Path) -> dict[str, Any]:
@@ -265,15 +275,15 @@ def _batches(examples: Iterator[Example]) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(rows, SCHEMA)
 
 
-def _open(dataset: Path, shard: dict[str, Any]) -> pa.Table:
+def _open(dataset: Path, shard: dict[str, Any]) -> tuple[mmap, pa.Table]:
     path = dataset / shard["file"]
     _check_size(path, shard)
-    table = _map(path)
+    file, table = _map(path)
     if table.num_rows != shard["examples"]:
         raise ValueError(
             f"{path}: holds {table.num_rows} examples, the manifest says {shard['examples']}"
         )
-    return table
+    return file, table
 
 
 def _check_size(path: Path, shard: dict[str, Any]) -> None:
@@ -286,11 +296,8 @@ def _check_size(path: Path, shard: dict[str, Any]) -> None:
         )
 
 
-def _map(path: Path) -> pa.Table:
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise ValueError(f"{path}: not a readable Arrow file ({error})") from None
+def _map(path: Path) -> tuple[mmap, pa.Table]:
+    file, table = mapped(path)
     if table.schema != SCHEMA:
         raise ValueError(f"{path}: columns differ from schema version {SCHEMA_VERSION}")
-    return table
+    return file, table

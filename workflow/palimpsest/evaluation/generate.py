@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,8 @@ from palimpsest.models.routing import ROUTER, Routing
 from palimpsest.provenance import commit
 from palimpsest.study import Manner, check_record, history, manner_of, method_of, stage_fingerprint
 from palimpsest.tasks import Examples
+
+T = TypeVar("T")
 
 SCHEMA = pa.schema(
     [
@@ -120,10 +123,11 @@ def answer(
     order = _order(lmm, examples)
     rows: dict[int, dict[str, Any]] = {}
     counters = Counter(questions=len(order))
+    starts = range(0, len(order), batch)
+    batches = ({i: examples[i] for i in order[start : start + batch]} for start in starts)
+    encoded = ((asked, [lmm.encode_prompt(e) for e in asked.values()]) for asked in batches)
     with tqdm(total=len(order), desc=manner.task, unit="question", disable=None) as bar:
-        for start in range(0, len(order), batch):
-            asked = {i: examples[i] for i in order[start : start + batch]}
-            prompts = [lmm.encode_prompt(example) for example in asked.values()]
+        for asked, prompts in _ahead(encoded):
             sent = routing.send([*asked.values()], prompts) if routing else [None] * len(asked)
             cut = None if routing else prefix.cut(prompts, lmm.picture_id)
             answers = _generate(lmm, prompts, cut, manner.max_new_tokens)
@@ -133,6 +137,15 @@ def answer(
             bar.update(len(asked))
     counters["seconds"] = round(time.monotonic() - begun, 2)
     return [rows[i] for i in range(len(order))], dict(counters)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Have a thread make the next item while the last is worked with: else a GPU would wait."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _order(lmm: LMM, examples: Examples) -> list[int]:

@@ -11,9 +11,17 @@ from peft.functional import cast_adapter_dtype
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
-from palimpsest.methods import adapter
+from palimpsest.methods import adapter, narrow
 
 _NAME = "default"  # PEFT's name of an only adapter; it stands in parameter names, not in files
+
+
+class _A(nn.Linear):
+    """PEFT's A, but for what it keeps for the way back. ZeRO-3 gathers it when it is called."""
+
+    def forward(self, x_XD: Tensor, dropout: float) -> Tensor:
+        """Return z_XR."""
+        return narrow.product(x_XD, self.weight, dropout)
 
 
 class _Linear(Linear):
@@ -23,14 +31,19 @@ class _Linear(Linear):
     a power of two, the numbers are the same to the last bit.
     """
 
+    def update_layer(self, *arguments: Any, **settings: Any) -> None:
+        """See PEFT's. Its A stays as it was drawn."""
+        super().update_layer(*arguments, **settings)
+        self.lora_A[_NAME].__class__ = _A
+
     def forward(self, x_XD: Tensor) -> Tensor:
         """Return y_XO, in the base layer's precision."""
         if self.disable_adapters or self.merged:
             return super().forward(x_XD)
         y_XO = self.base_layer(x_XD)
-        A, B = self.lora_A[_NAME], self.lora_B[_NAME]
-        z_XR = A(self.lora_dropout[_NAME](x_XD.to(A.weight.dtype)))
-        return (y_XO + B(self.scaling[_NAME] * z_XR)).to(y_XO.dtype)
+        dropout = getattr(self.lora_dropout[_NAME], "p", 0.0) if self.training else 0.0
+        z_XR = self.lora_A[_NAME](x_XD, dropout)
+        return (y_XO + self.lora_B[_NAME](self.scaling[_NAME] * z_XR)).to(y_XO.dtype)
 
 
 class Lora(adapter.Adapter):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palimpsest.files import write_json
-from palimpsest.methods import adapter
+from palimpsest.methods import adapter, narrow
 from palimpsest.methods import settings as s
 
 
@@ -36,7 +36,7 @@ class MoELoRALinear(nn.Module):
         new = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.experts = settings.experts
         self.scale = settings.alpha / settings.rank
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = settings.dropout
         self.base_layer = base_layer
         # Owned by this module, whose forward is called: so that ZeRO-3 gathers them for it.
         self.moelora_A = nn.Parameter(torch.empty(settings.rank, base_layer.in_features, **new))
@@ -47,14 +47,13 @@ class MoELoRALinear(nn.Module):
 
     def gate(self, x_XD: Tensor) -> Tensor:
         """Return the weights of the experts for each token, gate_XN, which sum to one."""
-        return F.linear(x_XD, self.moelora_G).softmax(dim=-1)
+        return narrow.product(x_XD, self.moelora_G).softmax(dim=-1)
 
     def forward(self, x_XD: Tensor) -> Tensor:
         """Return y_XO, in the base layer's precision."""
         y_XO = self.base_layer(x_XD)
-        x_XD = x_XD.to(self.moelora_A.dtype)
         gate_XN = self.scale * self.gate(x_XD)
-        z_XR = F.linear(self.dropout(x_XD), self.moelora_A)
+        z_XR = narrow.product(x_XD, self.moelora_A, self.dropout if self.training else 0.0)
         z_XNE = z_XR.unflatten(-1, (self.experts, -1)) * gate_XN.unsqueeze(-1)
         return (y_XO + F.linear(z_XNE.flatten(-2), self.moelora_B)).to(y_XO.dtype)
 

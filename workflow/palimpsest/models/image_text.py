@@ -21,7 +21,8 @@ from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from palimpsest.config import Encoder
-from palimpsest.models.lmm import opened, source
+from palimpsest.models.lmm import source
+from palimpsest.models.pictures import opened
 
 LONGEST = 32  # tokens of a text
 MOST_WORDS = 50

@@ -6,13 +6,10 @@ Shapes: B examples, L tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
@@ -20,7 +17,6 @@ from palimpsest.config import Chat, Encoder, Model
 from palimpsest.data.example import Example
 from palimpsest.files import sha256
 from palimpsest.methods.answers import IGNORE
-from palimpsest.refusal import one_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -213,35 +209,6 @@ def source(config: Model | Encoder) -> dict[str, str | None]:
             "another model: give it a name and a config of its own"
         )
     return {"pretrained_model_name_or_path": config.weights, "revision": config.revision}
-
-
-def adjusted(image_processor: BaseImageProcessor, config: Model) -> BaseImageProcessor:
-    """Give an image processor the settings that the config's `pictures` names, if it does.
-
-    Errors: ValueError if it has no such setting.
-    """
-    if not isinstance(config.pictures, dict):
-        return image_processor
-    for name in config.pictures:
-        known = image_processor.valid_kwargs.__annotations__
-        one_of(name, known, f"setting of a {type(image_processor).__name__} (pictures)")
-    return image_processor.from_dict(image_processor.to_dict(), **config.pictures)
-
-
-def opened(image: bytes) -> Image.Image:
-    """Decode a picture."""
-    return Image.open(BytesIO(image)).convert("RGB")
-
-
-def padded(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """Put a picture in the middle of a square of a processor's mean colour (0 to 1).
-
-    As LLaVA-1.5 does: colour and position are rounded down.
-    """
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
 
 
 def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -21,16 +21,8 @@ from transformers import (
 
 from palimpsest.config import Model
 from palimpsest.data.example import Example, black
-from palimpsest.models.lmm import (
-    DTYPES,
-    Conversing,
-    Read,
-    adjusted,
-    ending,
-    opened,
-    padded,
-    source,
-)
+from palimpsest.models.lmm import DTYPES, Conversing, Read, ending, source
+from palimpsest.models.pictures import adjusted, opened, padded
 
 USUAL = (640, 480)  # width and height in pixels of most of COCO's pictures
 

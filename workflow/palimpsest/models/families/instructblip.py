@@ -22,16 +22,8 @@ from palimpsest.config import Model
 from palimpsest.data.example import Example
 from palimpsest.models import assembly
 from palimpsest.models.instructblip import Blip2, InstructBlip
-from palimpsest.models.lmm import (
-    DTYPES,
-    Conversing,
-    Read,
-    adjusted,
-    ending,
-    opened,
-    padded,
-    source,
-)
+from palimpsest.models.lmm import DTYPES, Conversing, Read, ending, source
+from palimpsest.models.pictures import Pixels, adjusted, opened, padded
 
 KINDS = {"instructblip": InstructBlip, "blip-2": Blip2}
 QFORMER_TOKENIZER = "qformer_tokenizer"  # its folder
@@ -146,6 +138,7 @@ class Blip(Conversing):
     ) -> None:
         self.config, self.module = config, module
         self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.pixels = Pixels(image_processor)
         self.qformer_tokenizer = qformer_tokenizer
         self.pad_id, self.end_id = tokenizer.pad_token_id, ending(config.chat, tokenizer)
         self.image_token = tokenizer.convert_ids_to_tokens(module.config.image_token_id)
@@ -180,7 +173,7 @@ class Blip(Conversing):
             tokens["input_ids"],
             tokens["offset_mapping"],
             grown=len(self.image_token) * (self.image_length - 1),
-            pictures=dict(self.image_processor(picture, return_tensors="pt")),
+            pictures={"pixel_values": self.pixels(picture)},
             texts=self._instruction(example),
         )
 

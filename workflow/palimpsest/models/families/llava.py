@@ -18,7 +18,8 @@ from transformers.models.llava.modeling_llava import LlavaForConditionalGenerati
 from palimpsest.config import Model
 from palimpsest.data.example import Example
 from palimpsest.models import assembly
-from palimpsest.models.lmm import DTYPES, Conversing, Read, adjusted, opened, padded, source
+from palimpsest.models.lmm import DTYPES, Conversing, Read, source
+from palimpsest.models.pictures import Pixels, adjusted, opened, padded
 
 IMAGE = "<image>"
 VISION: assembly.Rules = (
@@ -99,6 +100,7 @@ class Llava(Conversing):
     ) -> None:
         self.config, self.module = config, module
         self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.pixels = Pixels(image_processor)
         self.pad_id, self.end_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         # Every picture takes the same number of tokens; the text names them one by one.
         self.picture_id = module.config.image_token_id
@@ -129,7 +131,7 @@ class Llava(Conversing):
         picture = opened(image)
         if self.config.pictures == "pad":
             picture = padded(picture, self.image_processor.image_mean)
-        return dict(self.image_processor(picture, return_tensors="pt", **self._fit()))
+        return {"pixel_values": self.pixels(picture, **self._fit())}
 
     def _fit(self) -> dict[str, Any]:
         """Return what the image processor does otherwise than its own settings say."""
