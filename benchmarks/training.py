@@ -68,63 +68,49 @@ def claims() -> list[Claim]:
     with tempfile.TemporaryDirectory() as directory, chdir(directory):
         _workspace()
         begun, _ = bench.side_by_side({"a stage of one step": _one_step})
-        stage = _Stage()
-        # Trainers first: once this process has joined a world of its own, they would use DDP.
-        theirs, field = (
-            _Theirs(stage, "lora", as_the_field=is_field) for is_field in (False, True)
-        )
-        field_moe = _Theirs(stage, "experts", as_the_field=True)
-        wide_theirs = _Theirs(stage, "lora", words=LLAMA_WORDS)
-        world = engine.join(stage.model, BATCH)
-        ours, ours_moe = (_Ours(stage, world, method) for method in ("lora", "experts"))
-        wide = _Ours(stage, world, "lora", words=LLAMA_WORDS)
-        ways = {
-            "LoRA": ours,
-            "LoRA, Trainer": theirs,
-            "LoRA, the field": field,
-            "MoELoRA": ours_moe,
-            "MoELoRA, the field": field_moe,
-        }
+        ways, wide_ways = _ways(_Stage())
         costs, _ = bench.side_by_side(ways)
-        large, _ = bench.side_by_side({"ours": wide, "Trainer": wide_theirs})
-    lora, moe = costs["LoRA"], costs["MoELoRA"]
-    trainer = costs["LoRA, Trainer"]
+        wide_costs, _ = bench.side_by_side(wide_ways)
+
+    def against(what: str, ours: str, theirs: str, goal: str = "", but: str = "") -> Claim:
+        told = _told(costs[ours], costs[theirs], ways[ours], ways[theirs])
+        return bench.ratio(what, costs[ours], costs[theirs], goal=goal, beside=told + but)
+
+    trainer = "a LoRA stage, against `transformers.Trainer` on the same batches"
+    products = "; most of a step are products with the same weights, which both must do"
+    wide = _told(*wide_costs.values(), *wide_ways.values())
+    share = "; more than a large model gains, of which the output layer is a small share"
     return [
-        bench.ratio(
-            "a LoRA stage, against `transformers.Trainer` on the same batches",
-            lora,
-            trainer,
-            goal="≥ 1.5",
-            beside=_told(lora, trainer, ours, theirs)
-            + "; most of a step are products with the same weights, which both must do",
-        ),
+        against(trainer, "LoRA", "LoRA, Trainer", "≥ 1.5", products),
         bench.ratio(
             f"the same with {LLAMA_WORDS:,} words, as Llama has",
-            large["ours"],
-            large["Trainer"],
-            beside=_told(large["ours"], large["Trainer"], wide, wide_theirs)
-            + "; more than a large model gains, of which the output layer is a small share",
+            *wide_costs.values(),
+            beside=wide + share,
         ),
-        bench.ratio(
-            "a LoRA stage, against the loop of the field",
-            lora,
-            costs["LoRA, the field"],
-            beside=_told(lora, costs["LoRA, the field"], ours, field),
-        ),
-        bench.ratio(
-            "a MoELoRA stage, against the loop of the field",
-            moe,
-            costs["MoELoRA, the field"],
-            beside=_told(moe, costs["MoELoRA, the field"], ours_moe, field_moe),
-        ),
+        against("a LoRA stage, against the loop of the field", "LoRA", "LoRA, the field"),
+        against("a MoELoRA stage, against the loop of the field", "MoELoRA", "MoELoRA, the field"),
         bench.ratio(
             "a step of MoELoRA with 8 experts, over one of LoRA of the same rank",
-            lora,
-            moe,
+            costs["LoRA"],
+            costs["MoELoRA"],
             goal="≤ 1.3",
         ),
         bench.seconds("start-up: a stage of one step", begun["a stage of one step"], goal="≤ 8"),
     ]
+
+
+def _ways(stage: _Stage) -> tuple[dict[str, _Ours | _Theirs], dict[str, _Ours | _Theirs]]:
+    """Return what takes the steps of a stage, and ours and the Trainer with more words."""
+    # Trainers first: once this process has joined a world of its own, they would use DDP.
+    theirs = {
+        "LoRA, Trainer": _Theirs(stage, "lora"),
+        "LoRA, the field": _Theirs(stage, "lora", as_the_field=True),
+        "MoELoRA, the field": _Theirs(stage, "experts", as_the_field=True),
+    }
+    wide = _Theirs(stage, "lora", words=LLAMA_WORDS)
+    world = engine.join(stage.model, BATCH)
+    ours = {"LoRA": _Ours(stage, world, "lora"), "MoELoRA": _Ours(stage, world, "experts")}
+    return ours | theirs, {"ours": _Ours(stage, world, "lora", words=LLAMA_WORDS), "Trainer": wide}
 
 
 class _Stage:
