@@ -6,12 +6,33 @@ import gc
 from collections import Counter
 from inspect import isfunction, signature
 
+import snakemake.jobs
 from snakemake.dag import DAG
+from snakemake.io.fmt import fmt_iofile
+from snakemake.jobs import Job
 from snakemake.resources import Resource
 
 # It asks a dozen times a job what arguments the same functions take.
 for function in [Resource.evaluate, *filter(isfunction, globals().values())]:
     function.__signature__ = signature(function)
+
+
+# To tell of a job it asks each of its files seven times what is special about it; most have no flag.
+def told(file, **how):
+    return fmt_iofile(file, **how) if getattr(file, "flags", True) else str(file)
+
+
+# And it puts the job's command together three times.
+def command(job, last=[(None, None)], put_together=Job.shellcmd.fget):
+    known, written = last[0]
+    if known is not job:
+        written = put_together(job)
+        last[0] = job, written
+    return written
+
+
+snakemake.jobs.fmt_iofile = told
+Job.shellcmd = property(command)
 
 # It sorts the paths of all outputs, to see that none is in a directory that is another's.
 DAG.check_directory_outputs = lambda dag: None

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 def product(x_XD: Tensor, W_RD: Tensor, dropout: float = 0.0) -> Tensor:
     """Return W d(x) in W's precision, z_XR; d is dropout with that probability."""
+    if x_XD.dtype == W_RD.dtype and not dropout:
+        return F.linear(x_XD, W_RD)  # no copy is made that could be kept; this is a little faster
     return _Product.apply(x_XD, W_RD, dropout)
 
 
