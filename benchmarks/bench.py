@@ -59,6 +59,13 @@ class Claim:
         return self.value >= float(bound) if sign == "≥" else self.value <= float(bound)
 
 
+def in_own_process(file: str, *arguments: Any) -> dict[str, Any]:
+    """Run a file of this folder; return what the last line that it prints says, in JSON."""
+    command = [sys.executable, file, *map(str, arguments)]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
 def cost_of(work: Callable[[], Any]) -> tuple[Cost, Any]:
     """Do a piece of work; return what it took, and what it gave."""
     gc.collect()

@@ -20,7 +20,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench import Claim, ratio, seconds, side_by_side
+from bench import Claim, in_own_process, ratio, seconds, side_by_side
 from palimpsest.data import shards
 from palimpsest.data.convert import convert
 from palimpsest.data.example import Example, Turn
@@ -137,7 +136,7 @@ def reading_cold(root: Path, name: str) -> Claim:
     found: dict[str, list[float]] = {"shards": [], "folder": []}
 
     def run(way: str) -> None:
-        found[way].append(in_own_process("read", root, name, way)["seconds"] / PICTURES)
+        found[way].append(in_own_process(__file__, "read", root, name, way)["seconds"] / PICTURES)
 
     side_by_side({way: partial(run, way) for way in found}, warm_up=False)
     ratios = [theirs / ours for ours, theirs in zip(*found.values(), strict=True)]
@@ -185,15 +184,15 @@ def preparing(root: Path, name: str) -> Claim:
     """Make pixel values of pictures' bytes, as LLaVA-1.5 and the demo's model have it."""
     from transformers import CLIPImageProcessorPil
 
-    from palimpsest.models.pictures import Pixels, opened
+    from palimpsest.models.pictures import opened, pixel_values
 
     square = {"height": SEEN, "width": SEEN}
     processor = CLIPImageProcessorPil(size={"shortest_edge": SEEN}, crop_size=square)
-    pixels, read = Pixels(processor), by_shards(root, name)
+    read = by_shards(root, name)
     images = [read(k).image for k in range(0, PICTURES, 8)]
 
     def looked_up() -> Any:
-        return [pixels(opened(image)) for image in images][-1]
+        return [pixel_values(processor, opened(image)) for image in images][-1]
 
     def processed() -> Any:
         return [processor(opened(image), return_tensors="pt") for image in images][-1]
@@ -217,7 +216,7 @@ def of_conversion(root: Path) -> list[Claim]:
     runs: dict[str, list[dict[str, Any]]] = {"one core": [], "all cores": [], "more": []}
 
     def run(way: str, name: str, cores: list[int]) -> None:
-        runs[way].append(in_own_process("convert", root, name, *cores))
+        runs[way].append(in_own_process(__file__, "convert", root, name, *cores))
 
     side_by_side(
         {
@@ -385,13 +384,6 @@ def convert_on(root: Path, name: str, *cores: str) -> dict[str, Any]:
         "peak": memory("VmHWM"),
         "shards": manifest["splits"]["train"]["shards"],
     }
-
-
-def in_own_process(what: str, root: Path, *arguments: Any) -> dict[str, Any]:
-    """Have one of WORK done; return what it returns."""
-    command = [sys.executable, __file__, what, str(root), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 WORK = {"convert": convert_on, "read": read_cold}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import HERE, Claim
+from bench import HERE, Claim, in_own_process
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 RESULTS = Path("results")
@@ -70,9 +69,7 @@ def claims() -> list[Claim]:
     with tempfile.TemporaryDirectory() as place:
         _prepare(Path(place))
         for name in SHAPES:
-            command = [sys.executable, __file__, place, name]
-            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            made.append(_claim(name, json.loads(ran.stdout)))
+            made.append(_claim(name, in_own_process(__file__, place, name)))
             print(f"  {name}: {made[-1].value:.1f} %, {made[-1].beside}", file=sys.stderr)
     import training  # the field's ways; a heavy import, which `measure` must not have
 

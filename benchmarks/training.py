@@ -265,6 +265,7 @@ class _OneByOne(MoELoRALinear):
     """MoELoRA as CoIN's fork of PEFT computes it: one expert after another."""
 
     def forward(self, x_XD: Tensor) -> Tensor:
+        """Return y_XO, to which each expert adds an output of its own."""
         y_XO, x_XD = self.base_layer(x_XD), x_XD.to(self.moelora_A.dtype)
         gate_XN = F.linear(x_XD, self.moelora_G).softmax(dim=-1)
         x_XD = F.dropout(x_XD, self.dropout, self.training)

@@ -18,8 +18,7 @@ from palimpsest.evaluation import generate
 from palimpsest.evaluation.generate import SCHEMA, answer, evaluate, load_stage
 from palimpsest.evaluation.score import score_cell
 from palimpsest.files import read_json
-from palimpsest.models import checkpoint
-from palimpsest.models.families import llava
+from palimpsest.models import checkpoint, pictures
 from palimpsest.study import Manner, scorer, stage_fingerprint
 from palimpsest.tasks import Examples, open_task
 from workspace import TASKS, change, entered, stage_of, train
@@ -128,8 +127,8 @@ def test_answers_about_one_picture_are_those_of_each_alone(lmm, monkeypatch):
     reference, alone = answer(lmm, Asked(asked), SHORT, batch=1)
     assert len({row["prediction"] for row in reference}) > 3
     assert alone["prefix_tokens_saved"] == 0
-    opened = llava.opened
-    monkeypatch.setattr(llava, "opened", lambda image: decoded.append(image) or opened(image))
+    opened = pictures.opened
+    monkeypatch.setattr(pictures, "opened", lambda image: decoded.append(image) or opened(image))
     images = {e.image for e in asked} - {None}
     for batch in (7, 64):
         decoded.clear()

@@ -15,7 +15,7 @@ from palimpsest import models
 from palimpsest.config import Chat, Model, load
 from palimpsest.data.example import Example, Turn, black
 from palimpsest.models.lmm import IGNORE, conversation
-from palimpsest.models.pictures import Pixels, padded
+from palimpsest.models.pictures import padded
 from workspace import make_workspace
 
 PICTURE = black((64, 64))
@@ -172,7 +172,6 @@ def any_processor(request, lmm):
         other.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": SEEN}, crop_size=square
         )
-        other.pixels = Pixels(other.image_processor)
     return other
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from palimpsest.models.pictures import Pixels, opened
+from palimpsest.models.pictures import opened, pixel_values
 
 SQUARE = {"height": 28, "width": 28}
 PROCESSORS = {
@@ -38,7 +38,7 @@ def picture_of(width: int, height: int) -> Image.Image:
 def test_values_are_those_of_the_processor_to_the_last_bit(name, size):
     processor, picture = PROCESSORS[name], picture_of(*size)
     expected = processor(picture, return_tensors="pt")["pixel_values"]
-    found = Pixels(processor)(picture)
+    found = pixel_values(processor, picture)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     assert torch.equal(found, expected)
     assert found.is_contiguous()
@@ -48,8 +48,8 @@ def test_settings_go_before_the_processors_own():
     processor, picture = PROCESSORS["of CLIP"], picture_of(50, 30)
     squashed = {"size": SQUARE, "do_center_crop": False}
     expected = processor(picture, return_tensors="pt", **squashed)["pixel_values"]
-    assert torch.equal(Pixels(processor)(picture, **squashed), expected)
-    assert not torch.equal(Pixels(processor)(picture), expected)
+    assert torch.equal(pixel_values(processor, picture, **squashed), expected)
+    assert not torch.equal(pixel_values(processor, picture), expected)
 
 
 def test_a_picture_of_any_mode_is_opened_in_three_colours():

@@ -14,7 +14,7 @@ from palimpsest import models
 from palimpsest.config import Model, load
 from palimpsest.data.example import Turn
 from palimpsest.evaluation import prefix
-from palimpsest.models.families import llava
+from palimpsest.models import pictures
 from palimpsest.models.lmm import Encoded
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -89,8 +89,8 @@ def test_logits_are_those_of_whole_prompts(lmm):
 
 def test_a_picture_in_turn_is_decoded_once(lmm, monkeypatch):
     decoded = []
-    opened = llava.opened
-    monkeypatch.setattr(llava, "opened", lambda image: decoded.append(image) or opened(image))
+    opened = pictures.opened
+    monkeypatch.setattr(pictures, "opened", lambda image: decoded.append(image) or opened(image))
     lmm.encode_prompt(example(Turn("Which?", "red"), image=picture(2)))  # some picture before
     decoded.clear()
     one, _, two, other, three, _ = questions()

@@ -23,7 +23,7 @@ def mapped(path: Path) -> tuple[mmap.mmap, pa.Table]:
         with path.open("rb") as opened:
             file = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
         return file, pa.ipc.open_file(pa.py_buffer(file)).read_all()
-    except (pa.ArrowInvalid, FileNotFoundError, ValueError) as error:  # mmap's, of an empty file
+    except (FileNotFoundError, ValueError) as error:  # Arrow's, or mmap's of an empty file
         raise ValueError(f"{path}: not a readable Arrow file ({error})") from None
 
 

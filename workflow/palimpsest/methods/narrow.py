@@ -26,6 +26,7 @@ def product(x_XD: Tensor, W_RD: Tensor, dropout: float = 0.0) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_XD: Tensor, W_RD: Tensor, dropout: float) -> Tensor:
+        """Return z_XR; keep x, and of dropout a byte a number."""
         read_XD, kept_XD = x_XD.to(W_RD.dtype), None
         if dropout:
             read_XD, kept_XD = torch.native_dropout(read_XD, dropout, True)
@@ -36,6 +37,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dz_XR: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients dx_XD and dW_RD, of what is trained."""
         x_XD, W_RD, kept_XD = ctx.saved_tensors
 
         def dropped(wide_XD: Tensor) -> Tensor:

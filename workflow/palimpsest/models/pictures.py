@@ -6,6 +6,7 @@ Shapes: N pictures, C = 3 colours, H x W pixels, V = 256 levels of a colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -47,28 +48,38 @@ def adjusted(image_processor: BaseImageProcessor, config: Model) -> BaseImagePro
     return image_processor.from_dict(image_processor.to_dict(), **config.pictures)
 
 
-class Pixels:
-    """Scales and crops a picture as an image processor does; what comes after is looked up.
+def shown(image: bytes, config: Model, image_processor: BaseImageProcessor) -> Image.Image:
+    """Decode a picture, and `pad` it to a square where the config's `pictures` says so."""
+    picture = opened(image)
+    return padded(picture, image_processor.image_mean) if config.pictures == "pad" else picture
 
-    The processor's rescaling and normalising depend on a pixel's colour and level alone. Here the
-    processor does them once, for every level, and not for every pixel of every picture, where they
-    would take as long as all the rest. The values are the same to the last bit.
+
+def pixel_values(
+    image_processor: BaseImageProcessor, picture: Image.Image, **settings: Any
+) -> torch.Tensor:
+    """Return values_NCHW of one picture as an image processor does, to the last bit.
+
+    It scales and crops the picture; `settings` go before its own. What comes after, rescaling and
+    normalising, depends on a pixel's colour and level alone, and is looked up.
     """
+    unchanged = {"do_rescale": False, "do_normalize": False}
+    level_CHW = _processed(image_processor, picture, **unchanged, **settings)
+    value_CV = _values(image_processor)
+    value_NCHW = np.empty((1, *level_CHW.shape), value_CV.dtype)
+    for value_V, level_HW, out in zip(value_CV, level_CHW, value_NCHW[0], strict=True):
+        np.take(value_V, level_HW, out=out, mode="clip")  # nothing to clip, but no detour
+    return torch.from_numpy(value_NCHW)
 
-    def __init__(self, image_processor: BaseImageProcessor) -> None:
-        self.image_processor = image_processor
-        every_1VC = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-        as_it_is = {"do_resize": False, "do_center_crop": False}
-        self.value_CV = self._processed(Image.fromarray(every_1VC), **as_it_is)[:, 0]
 
-    def __call__(self, picture: Image.Image, **settings: Any) -> torch.Tensor:
-        """Return values_NCHW of one picture; `settings` go before the processor's own."""
-        unchanged = {"do_rescale": False, "do_normalize": False}
-        level_CHW = self._processed(picture, **unchanged, **settings)
-        value_NCHW = np.empty((1, *level_CHW.shape), self.value_CV.dtype)
-        for value_V, level_HW, out in zip(self.value_CV, level_CHW, value_NCHW[0], strict=True):
-            np.take(value_V, level_HW, out=out, mode="clip")  # nothing to clip, but no detour
-        return torch.from_numpy(value_NCHW)
+@cache
+def _values(image_processor: BaseImageProcessor) -> np.ndarray:
+    """Return value_CV: what a processor makes of every level of every colour."""
+    every_1VC = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    as_it_is = {"do_resize": False, "do_center_crop": False}
+    return _processed(image_processor, Image.fromarray(every_1VC), **as_it_is)[:, 0]
 
-    def _processed(self, picture: Image.Image, **settings: Any) -> np.ndarray:
-        return self.image_processor(picture, return_tensors="np", **settings)["pixel_values"][0]
+
+def _processed(
+    image_processor: BaseImageProcessor, picture: Image.Image, **settings: Any
+) -> np.ndarray:
+    return image_processor(picture, return_tensors="np", **settings)["pixel_values"][0]

@@ -22,7 +22,7 @@ from transformers import (
 from palimpsest.config import Model
 from palimpsest.data.example import Example, black
 from palimpsest.models.lmm import DTYPES, Conversing, Read, ending, source
-from palimpsest.models.pictures import adjusted, opened, padded
+from palimpsest.models.pictures import adjusted, shown
 
 USUAL = (640, 480)  # width and height in pixels of most of COCO's pictures
 
@@ -100,10 +100,7 @@ class Hub(Conversing):
     def _pictures(self, example: Example) -> list[Image.Image]:
         if example.image is None:
             return []
-        picture = opened(example.image)
-        if self.config.pictures == "pad":
-            picture = padded(picture, self.processor.image_processor.image_mean)
-        return [picture]
+        return [shown(example.image, self.config, self.processor.image_processor)]
 
 
 def _processor(config: Model, of: PreTrainedConfig, where: dict[str, Any]) -> ProcessorMixin:

@@ -23,7 +23,7 @@ from palimpsest.data.example import Example
 from palimpsest.models import assembly
 from palimpsest.models.instructblip import Blip2, InstructBlip
 from palimpsest.models.lmm import DTYPES, Conversing, Read, ending, source
-from palimpsest.models.pictures import Pixels, adjusted, opened, padded
+from palimpsest.models.pictures import adjusted, pixel_values, shown
 
 KINDS = {"instructblip": InstructBlip, "blip-2": Blip2}
 QFORMER_TOKENIZER = "qformer_tokenizer"  # its folder
@@ -138,7 +138,6 @@ class Blip(Conversing):
     ) -> None:
         self.config, self.module = config, module
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.pixels = Pixels(image_processor)
         self.qformer_tokenizer = qformer_tokenizer
         self.pad_id, self.end_id = tokenizer.pad_token_id, ending(config.chat, tokenizer)
         self.image_token = tokenizer.convert_ids_to_tokens(module.config.image_token_id)
@@ -166,14 +165,12 @@ class Blip(Conversing):
             add_special_tokens=False,
             return_offsets_mapping=True,
         )
-        picture = opened(example.image)
-        if self.config.pictures == "pad":
-            picture = padded(picture, self.image_processor.image_mean)
+        picture = shown(example.image, self.config, self.image_processor)
         return Read(
             tokens["input_ids"],
             tokens["offset_mapping"],
             grown=len(self.image_token) * (self.image_length - 1),
-            pictures={"pixel_values": self.pixels(picture)},
+            pictures={"pixel_values": pixel_values(self.image_processor, picture)},
             texts=self._instruction(example),
         )
 

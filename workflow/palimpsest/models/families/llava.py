@@ -19,7 +19,7 @@ from palimpsest.config import Model
 from palimpsest.data.example import Example
 from palimpsest.models import assembly
 from palimpsest.models.lmm import DTYPES, Conversing, Read, source
-from palimpsest.models.pictures import Pixels, adjusted, opened, padded
+from palimpsest.models.pictures import adjusted, pixel_values, shown
 
 IMAGE = "<image>"
 VISION: assembly.Rules = (
@@ -100,7 +100,6 @@ class Llava(Conversing):
     ) -> None:
         self.config, self.module = config, module
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.pixels = Pixels(image_processor)
         self.pad_id, self.end_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         # Every picture takes the same number of tokens; the text names them one by one.
         self.picture_id = module.config.image_token_id
@@ -128,10 +127,8 @@ class Llava(Conversing):
         return pictures
 
     def _prepared(self, image: bytes) -> dict[str, torch.Tensor]:
-        picture = opened(image)
-        if self.config.pictures == "pad":
-            picture = padded(picture, self.image_processor.image_mean)
-        return {"pixel_values": self.pixels(picture, **self._fit())}
+        picture = shown(image, self.config, self.image_processor)
+        return {"pixel_values": pixel_values(self.image_processor, picture, **self._fit())}
 
     def _fit(self) -> dict[str, Any]:
         """Return what the image processor does otherwise than its own settings say."""
